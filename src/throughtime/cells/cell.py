@@ -1,0 +1,138 @@
+"""What a cell is: named net inputs, named states, and one step from the old states to the new."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from throughtime.errors import CellError
+
+
+@dataclass(frozen=True)
+class Column:
+    """One net input of a cell: its name in `z`, and the row blocks of W and U that it is the sum of.
+
+    `x` is the index of the [H, D] block of W, `h` that of the [H, P] block of U (the recurrent weights that are
+    not taken inside the step); None where the column has no such product.
+    """
+
+    name: str
+    x: int | None
+    h: int | None
+
+
+class Cell(ABC):
+    """The equations of one step of a recurrent network, element-wise over hidden units.
+
+    Subclasses name their net inputs (`gates`) and states and write `step` in plain torch:
+
+        class MyCell(Cell):
+            gates = ("a", "k")
+            states = ("h",)
+
+            def step(self, z, s, w):
+                keep = torch.sigmoid(z.k)
+                return keep * s.h + (1 - keep) * torch.tanh(z.a)
+
+    The engine forms the net inputs, z = x_t W^T + b + h_{t-1} U^T, each [B, H], calls `step` once to trace it,
+    and runs, differentiates and measures what it traced.
+
+    Attributes
+    ----------
+    gates:      names of the net inputs; weight_ih is [len(gates) * H, D], the blocks in this order.
+    states:     names of what is carried from step to step; the first is multiplied by U and shown as output.
+    units:      names of per-unit weights [H], read as `w.<name>` (for example diagonal peepholes).
+    matrices:   names of further matrices used inside the step as `linear(v, w.<name>)`.
+    apart:      gates whose two products are wanted apart: `z.<gate>_x` = x_t W^T + b and `z.<gate>_h` = h_{t-1} U^T + b.
+    inside:     gates whose product with U is taken inside the step: `z.<gate>` = x_t W^T + b, and the gate's block
+                of weight_hh is `w.U_<gate>` [H, H].
+    input_only: gates without recurrent weights: `z.<gate>` = x_t W^T + b.
+    """
+
+    gates: Sequence[str] = ()
+    states: Sequence[str] = ("h",)
+    units: Sequence[str] = ()
+    matrices: Sequence[str] = ()
+    apart: Sequence[str] = ()
+    inside: Sequence[str] = ()
+    input_only: Sequence[str] = ()
+
+    program: str | None = None  # the traced step as text; the engine fills it in, once a cell
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for field in ("gates", "states", "units", "matrices", "apart", "inside", "input_only"):
+            value = getattr(cls, field)
+            if isinstance(value, property | cached_property):
+                continue
+            if isinstance(value, str) or not all(isinstance(n, str) and n.isidentifier() for n in value):
+                raise CellError(
+                    f"{cls.__name__}.{field} must be a tuple of names, came {value!r}; "
+                    f'a single name needs its comma: {field} = ("{value if isinstance(value, str) else "name"}",)'
+                )
+
+    @abstractmethod
+    def step(self, z: Any, s: Any, w: Any) -> Any:
+        """The new states, in the order of `states`, from net inputs `z`, old states `s` and weights `w`.
+
+        All are read by name (`z.i`, `s.c`, `w.p_i`) and have the shape [B, H]; a per-unit weight is [H].
+        """
+
+    def input(self, x: torch.Tensor) -> torch.Tensor:
+        """An element-wise map of x_t before W; the identity unless a cell says otherwise."""
+        return x
+
+    @property
+    def name(self) -> str:
+        """What the cell is called in tables and pages."""
+        return type(self).__name__
+
+    @property
+    def equations(self) -> str:
+        """The equations in the form z_t = ..., h_t = ..., for people: the indented block of the class docstring."""
+        lines = (type(self).__doc__ or "").splitlines()
+        return "\n".join(line.strip() for line in lines if line.startswith("        ") and line.strip())
+
+    @cached_property
+    def columns(self) -> tuple[Column, ...]:
+        """The net inputs in the engine's order: those with a part from x first, then the lone recurrent products."""
+        self._check()
+        recurrent = [g for g in self.recurrent_gates if g not in self.inside]
+        first, last = [], []
+        for i, gate in enumerate(self.gates):
+            h = recurrent.index(gate) if gate in recurrent else None
+            if gate in self.apart:
+                first.append(Column(f"{gate}_x", i, None))
+                last.append(Column(f"{gate}_h", None, h))
+            else:
+                first.append(Column(gate, i, h))
+        return tuple(first + last)
+
+    @property
+    def recurrent_gates(self) -> tuple[str, ...]:
+        """The gates that have recurrent weights; weight_hh is [len(recurrent_gates) * H, P], in this order."""
+        return tuple(g for g in self.gates if g not in self.input_only)
+
+    def _check(self) -> None:
+        kind = type(self).__name__
+        if not self.gates or not self.states:
+            raise CellError(f"{kind} must name at least one gate and one state; gates={self.gates}, states={self.states}")
+        names = [*self.units, *self.matrices]
+        for field, seq in (("gates", self.gates), ("states", self.states), ("units and matrices", names)):
+            if len(set(seq)) != len(seq):
+                raise CellError(f"{kind}.{field} names one thing twice: {tuple(seq)}")
+        for field in ("apart", "inside", "input_only"):
+            stray = [g for g in getattr(self, field) if g not in self.gates]
+            if stray:
+                raise CellError(f"{kind}.{field} names {stray}, which are not among its gates {tuple(self.gates)}")
+        special = [*self.apart, *self.inside, *self.input_only]
+        if len(set(special)) != len(special):
+            raise CellError(f"{kind}: a gate can be in one of apart, inside and input_only; came {special}")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"

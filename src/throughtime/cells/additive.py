@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from throughtime.cells.cell import Cell
+from throughtime.cells.cell import Cell, Names
 from throughtime.cells.simple import activation
 
 
@@ -17,9 +17,9 @@ class AdditiveState(Cell):
     It has no recurrent weights, and dh_t/dh_k = I for every lag.
     """
 
-    gates = ("h",)
-    states = ("h",)
-    input_only = ("h",)
+    gates: Names = ("h",)
+    states: Names = ("h",)
+    input_only: Names = ("h",)
 
     def __init__(self, g: str = "tanh"):
         self.activation = g
@@ -45,8 +45,8 @@ class AdditiveStateFeedback(Cell):
     The Jacobian is I + diag(g'(z_t)) U.
     """
 
-    gates = ("h",)
-    states = ("h",)
+    gates: Names = ("h",)
+    states: Names = ("h",)
 
     def __init__(self, g: str = "tanh"):
         self.activation = g
@@ -62,8 +62,8 @@ class AdditiveStateFeedback(Cell):
 class AdditiveMemory(AdditiveState):
     """Additive memory cell: c grows without bound and h saturates, so that its capacity is limited.
 
-        c_t = c_{t-1} + W g(x_t) + b
-        h_t = tanh(c_t)
+    c_t = c_{t-1} + W g(x_t) + b
+    h_t = tanh(c_t)
     """
 
     gates = ("c",)
@@ -78,9 +78,9 @@ class AdditiveMemory(AdditiveState):
 class AdditiveMemoryFeedback(AdditiveStateFeedback):
     """Additive memory cell with recurrent feedback inside g.
 
-        z_t = W x_t + b + U h_{t-1}
-        c_t = c_{t-1} + g(z_t)
-        h_t = tanh(c_t)
+    z_t = W x_t + b + U h_{t-1}
+    c_t = c_{t-1} + g(z_t)
+    h_t = tanh(c_t)
     """
 
     gates = ("c",)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
 
 from throughtime.errors import CellError
+
+Names = Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -48,33 +49,31 @@ class Cell(ABC):
     states:     names of what is carried from step to step; the first is multiplied by U and shown as output.
     units:      names of per-unit weights [H], read as `w.<name>` (for example diagonal peepholes).
     matrices:   names of further matrices used inside the step as `linear(v, w.<name>)`.
-    apart:      gates whose two products are wanted apart: `z.<gate>_x` = x_t W^T + b and `z.<gate>_h` = h_{t-1} U^T + b.
+    apart:      gates whose two products are wanted apart: `z.<gate>_x` = x_t W^T + b_ih and
+                `z.<gate>_h` = h_{t-1} U^T + b_hh.
     inside:     gates whose product with U is taken inside the step: `z.<gate>` = x_t W^T + b, and the gate's block
                 of weight_hh is `w.U_<gate>` [H, H].
     input_only: gates without recurrent weights: `z.<gate>` = x_t W^T + b.
     """
 
-    gates: Sequence[str] = ()
-    states: Sequence[str] = ("h",)
-    units: Sequence[str] = ()
-    matrices: Sequence[str] = ()
-    apart: Sequence[str] = ()
-    inside: Sequence[str] = ()
-    input_only: Sequence[str] = ()
+    gates: Names = ()
+    states: Names = ("h",)
+    units: Names = ()
+    matrices: Names = ()
+    apart: Names = ()
+    inside: Names = ()
+    input_only: Names = ()
 
     program: str | None = None  # the traced step as text; the engine fills it in, once a cell
 
+    columns: tuple[Column, ...] = ()  # the net inputs in the engine's order, worked out from the names above
+    recurrent_gates: tuple[str, ...] = ()  # the gates that have a block of weight_hh, in its order
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        for field in ("gates", "states", "units", "matrices", "apart", "inside", "input_only"):
-            value = getattr(cls, field)
-            if isinstance(value, property | cached_property):
-                continue
-            if isinstance(value, str) or not all(isinstance(n, str) and n.isidentifier() for n in value):
-                raise CellError(
-                    f"{cls.__name__}.{field} must be a tuple of names, came {value!r}; "
-                    f'a single name needs its comma: {field} = ("{value if isinstance(value, str) else "name"}",)'
-                )
+        _check_names(cls)
+        cls.recurrent_gates = tuple(g for g in cls.gates if g not in cls.input_only)
+        cls.columns = _columns(cls)
 
     @abstractmethod
     def step(self, z: Any, s: Any, w: Any) -> Any:
@@ -98,41 +97,41 @@ class Cell(ABC):
         lines = (type(self).__doc__ or "").splitlines()
         return "\n".join(line.strip() for line in lines if line.startswith("        ") and line.strip())
 
-    @cached_property
-    def columns(self) -> tuple[Column, ...]:
-        """The net inputs in the engine's order: those with a part from x first, then the lone recurrent products."""
-        self._check()
-        recurrent = [g for g in self.recurrent_gates if g not in self.inside]
-        first, last = [], []
-        for i, gate in enumerate(self.gates):
-            h = recurrent.index(gate) if gate in recurrent else None
-            if gate in self.apart:
-                first.append(Column(f"{gate}_x", i, None))
-                last.append(Column(f"{gate}_h", None, h))
-            else:
-                first.append(Column(gate, i, h))
-        return tuple(first + last)
-
-    @property
-    def recurrent_gates(self) -> tuple[str, ...]:
-        """The gates that have recurrent weights; weight_hh is [len(recurrent_gates) * H, P], in this order."""
-        return tuple(g for g in self.gates if g not in self.input_only)
-
-    def _check(self) -> None:
-        kind = type(self).__name__
-        if not self.gates or not self.states:
-            raise CellError(f"{kind} must name at least one gate and one state; gates={self.gates}, states={self.states}")
-        names = [*self.units, *self.matrices]
-        for field, seq in (("gates", self.gates), ("states", self.states), ("units and matrices", names)):
-            if len(set(seq)) != len(seq):
-                raise CellError(f"{kind}.{field} names one thing twice: {tuple(seq)}")
-        for field in ("apart", "inside", "input_only"):
-            stray = [g for g in getattr(self, field) if g not in self.gates]
-            if stray:
-                raise CellError(f"{kind}.{field} names {stray}, which are not among its gates {tuple(self.gates)}")
-        special = [*self.apart, *self.inside, *self.input_only]
-        if len(set(special)) != len(special):
-            raise CellError(f"{kind}: a gate can be in one of apart, inside and input_only; came {special}")
-
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
+
+
+def _columns(cell: type[Cell]) -> tuple[Column, ...]:
+    """Those with a part from x first, in the order of the gates; then the recurrent products wanted apart."""
+    outside = [g for g in cell.recurrent_gates if g not in cell.inside]
+    first, last = [], []
+    for i, gate in enumerate(cell.gates):
+        h = outside.index(gate) if gate in outside else None
+        if gate in cell.apart:
+            first.append(Column(f"{gate}_x", i, None))
+            last.append(Column(f"{gate}_h", None, h))
+        else:
+            first.append(Column(gate, i, h))
+    return tuple(first + last)
+
+
+def _check_names(cell: type[Cell]) -> None:
+    kind = cell.__name__
+    for field in ("gates", "states", "units", "matrices", "apart", "inside", "input_only"):
+        value = getattr(cell, field)
+        if isinstance(value, str):
+            raise CellError(f'{kind}.{field} must be a tuple of names; a single name needs its comma: ("{value}",)')
+        if not isinstance(value, tuple | list) or not all(isinstance(n, str) and n.isidentifier() for n in value):
+            raise CellError(f"{kind}.{field} must be a tuple of names, class-wide; came {value!r}")
+        if len(set(value)) != len(value):
+            raise CellError(f"{kind}.{field} names one thing twice: {tuple(value)}")
+    both = set(cell.units) & set(cell.matrices)
+    if both:
+        raise CellError(f"{kind}: {sorted(both)} are both unit weights and matrices; rename one")
+    for field in ("apart", "inside", "input_only"):
+        stray = [g for g in getattr(cell, field) if g not in cell.gates]
+        if stray:
+            raise CellError(f"{kind}.{field} names {stray}, which are not among its gates {tuple(cell.gates)}")
+    special = [*cell.apart, *cell.inside, *cell.input_only]
+    if len(set(special)) != len(special):
+        raise CellError(f"{kind}: a gate can be in one of apart, inside and input_only; came {special}")

@@ -11,9 +11,9 @@ from throughtime.cells.cell import Cell
 class GRU(Cell):
     """Gated recurrent unit with the reset after the product (Cho 2014, in the form of cuDNN); torch's nn.GRU.
 
-        r_t, u_t = sigmoid(z_r), sigmoid(z_u)
-        n_t = tanh(W_n x_t + b_n + r_t * (U_n h_{t-1} + b_hn))
-        h_t = (1 - u_t) * n_t + u_t * h_{t-1}
+    r_t, u_t = sigmoid(z_r), sigmoid(z_u)
+    n_t = tanh(W_n x_t + b_n + r_t * (U_n h_{t-1} + b_hn))
+    h_t = (1 - u_t) * n_t + u_t * h_{t-1}
     """
 
     gates = ("r", "u", "n")
@@ -29,9 +29,9 @@ class GRU(Cell):
 class GRUResetBefore(Cell):
     """Gated recurrent unit with the reset before the product (Cho 2014, as first published).
 
-        r_t, u_t = sigmoid(z_r), sigmoid(z_u)
-        n_t = tanh(W_n x_t + b_n + U_n (r_t * h_{t-1}))
-        h_t = (1 - u_t) * n_t + u_t * h_{t-1}
+    r_t, u_t = sigmoid(z_r), sigmoid(z_u)
+    n_t = tanh(W_n x_t + b_n + U_n (r_t * h_{t-1}))
+    h_t = (1 - u_t) * n_t + u_t * h_{t-1}
     """
 
     gates = ("r", "u", "n")

@@ -52,9 +52,7 @@ def derive(tape: Tape) -> Tape:
             RULES[op.name](build, op, y, grad[y], add)
 
     outputs = [
-        Output(inp.kind, inp.name, (grad[i],))
-        for i, inp in enumerate(tape.inputs)
-        if i in grad and inp.kind != "m"
+        Output(inp.kind, inp.name, (grad[i],)) for i, inp in enumerate(tape.inputs) if i in grad and inp.kind != "m"
     ]
     outputs += [Output("m", inputs[m].name, tuple(v for pair in ps for v in pair)) for m, ps in pairs.items()]
     return Tape(tape.columns, inputs, tuple(build.ops), tuple(outputs)).pruned()
@@ -189,9 +187,10 @@ def _softplus(t, op, y, g, add):
 
 @_rule("maximum", "minimum")
 def _extremum(t, op, y, g, add):
-    a, b = op.args if op.name == "maximum" else reversed(op.args)
+    a, b = op.args
+    over = t.emit("sub", a, b) if op.name == "maximum" else t.emit("sub", b, a)
     # At a tie each side gets half, as in torch.
-    ga = t.emit("mul", g, t.emit("heaviside", t.emit("sub", a, b), consts=(0.5,)))
+    ga = t.emit("mul", g, t.emit("heaviside", over, consts=(0.5,)))
     add(a, ga)
     add(b, t.emit("sub", g, ga))
 

@@ -155,11 +155,9 @@ unroll_op.register_autograd(_derivative, setup_context=_setup)
 
 
 def _setup_backward(ctx: Any, inputs: tuple, output: list[Tensor]) -> None:
-    (
-        program, x, W, U, b, units, matrices, states, lengths, sequences, z, d_sequences, d_finals,
-        reverse, clip, truncated, need_dx,
-    ) = inputs  # fmt: skip
-    ctx.program, ctx.rule = program, (reverse, clip, truncated, need_dx)
+    # The sequences and z are results of the forward pass: the reference works them out again, differentiably.
+    program, x, W, U, b, units, matrices, states, lengths, _, _, d_sequences, d_finals, *rule, _ = inputs
+    ctx.program, ctx.rule = program, tuple(rule)
     ctx.sizes = (len(units), len(matrices), len(states))
     ctx.has_lengths = lengths is not None
     kept = [x, W, U, b, *units, *matrices, *states, *d_sequences, *d_finals]
@@ -169,7 +167,7 @@ def _setup_backward(ctx: Any, inputs: tuple, output: list[Tensor]) -> None:
 
 def _second_derivative(ctx: Any, grads: list[Tensor | None]) -> tuple:
     n_units, n_matrices, S = ctx.sizes
-    reverse, clip, truncated, need_dx = ctx.rule
+    reverse, clip, truncated = ctx.rule
     saved = list(ctx.saved_tensors)
     lengths = saved.pop() if ctx.has_lengths else None
     tape = _tape(ctx.program, clip, truncated)
@@ -183,13 +181,13 @@ def _second_derivative(ctx: Any, grads: list[Tensor | None]) -> tuple:
         primal, d = inputs[: -2 * S], inputs[-2 * S :]
         x, W, U, b, *rest = primal
         units, matrices, states = _split(rest, n_units, n_matrices, S)
-        outputs = reference.unroll(
-            step, tape.columns, x, W, U, b, units, matrices, states, lengths, reverse, truncated
-        )
+        outputs = reference.unroll(step, tape.columns, x, W, U, b, units, matrices, states, lengths, reverse, truncated)
         shown = [v for part in outputs for v in part]
         first = torch.autograd.grad(shown, primal, d, create_graph=True, materialize_grads=True)
         pairs = [
-            (v, g) for v, g in zip(first, grads, strict=True) if g is not None and v.requires_grad and g.shape == v.shape
+            (v, g)
+            for v, g in zip(first, grads, strict=True)
+            if g is not None and v.requires_grad and g.shape == v.shape
         ]
         second: Sequence[Tensor | None] = [None] * len(inputs)
         if pairs:

@@ -140,9 +140,12 @@ def backward_steps(
         rows = ds[0].shape[:-1]
         blank = ds[0].new_zeros(())
         dz = torch.cat(
-            [values[z_of[c.name]].expand(*rows, H) if c.name in z_of else blank.expand(*rows, H) for c in back.columns], -1
+            [values[z_of[c.name]].expand(*rows, H) if c.name in z_of else blank.expand(*rows, H) for c in back.columns],
+            -1,
         )
-        new = [values[s_of[s]].expand_as(d) if s in s_of else torch.zeros_like(d) for s, d in zip(states, ds, strict=True)]
+        new = [
+            values[s_of[s]].expand_as(d) if s in s_of else torch.zeros_like(d) for s, d in zip(states, ds, strict=True)
+        ]
         if lin.lengths is not None:
             valid = (t < lin.lengths)[:, None]
             dz = torch.where(valid, dz, blank)
@@ -188,17 +191,20 @@ def backward(
         # What is shown beyond the length is a constant 0: no gradient enters there.
         return [torch.where(keep[t], d + g[t], d) for d, g in zip(ds, d_sequences, strict=True)]
 
-    ds = list(d_finals)
-    for t, dz_t, ds, values in backward_steps(lin, ds, inject):
-        dz[t] = dz_t
+    zero = z.new_zeros(())
+    d_states = list(d_finals)
+    for t, dz_t, d_before, values in backward_steps(lin, d_finals, inject):
+        dz[t], d_states = dz_t, d_before
         for k, v in w_out:
             g = values[v].expand(z.shape[1], -1)
-            d_units[k] += (g if keep is None else torch.where(keep[t], g, 0)).sum(0)
+            d_units[k] += (g if keep is None else torch.where(keep[t], g, zero)).sum(0)
         for k, pairs in m_out:
             for left, right in zip(pairs[::2], pairs[1::2], strict=True):
-                g, v = values[left], values[right]
-                g = g if keep is None else torch.where(keep[t], g, 0)
-                d_matrices[k] += torch.matmul(g.mT.to(d_matrices[k].dtype), v.to(d_matrices[k].dtype))
+                g = values[left] if keep is None else torch.where(keep[t], values[left], zero)
+                low = d_matrices[k].dtype
+                d_matrices[k] += torch.matmul(g.mT.to(low), values[right].to(low))
+    if keep is not None:
+        x = torch.where(keep, x, x.new_zeros(()))  # padding may hold anything, a NaN too
     flat = dz.flatten(0, 1)
     dzx = flat[:, : W.shape[0]].to(W.dtype)
     dx = torch.matmul(dzx, W).view_as(x) if need_dx else x.new_empty(0)
@@ -209,7 +215,7 @@ def backward(
         dU = torch.matmul(dzh.mT.to(U.dtype), before.to(U.dtype))
     else:
         dU = torch.zeros_like(U)
-    return [dx, dW, dU, flat.sum(0), *d_units, *d_matrices, *[d.clone() for d in ds]]
+    return [dx, dW, dU, flat.sum(0), *d_units, *d_matrices, *[d.clone() for d in d_states]]
 
 
 def previous(sequence: Tensor, first: Tensor, lengths: Tensor | None, reverse: bool) -> Tensor:

@@ -19,6 +19,7 @@ from throughtime.errors import CellError
 Value = int | float  # a value number on the tape (as int), or a plain number (as float)
 
 
+@torch.compiler.assume_constant_result
 def program(cell: Cell) -> str:
     """The tape of a cell as text, traced on first use and kept with the cell."""
     if cell.program is None:
@@ -56,7 +57,8 @@ def step_of(cell: Cell, values: Sequence[Any]) -> tuple[Any, ...]:
     out = tuple(out) if isinstance(out, tuple | list) else (out,)
     if len(out) != len(cell.states):
         raise CellError(
-            f"{cell!r}: step must return its states {tuple(cell.states)}, in this order; it returned {len(out)} value(s)"
+            f"{cell!r}: step must return its states {tuple(cell.states)}, in this order; "
+            f"it returned {len(out)} value(s)"
         )
     return out
 
@@ -68,6 +70,8 @@ def trace(cell: Cell) -> Tape:
     (`v.mean(-1, keepdim=True)`) and products with the cell's own matrices (`linear(v, w.U_n)`). Constants are
     Python numbers; a parameter of the cell is named in `units`, one number a unit.
     """
+    if not cell.gates or not cell.states:
+        raise CellError(f"{cell!r} must name at least one gate and one state; it has {cell.gates} and {cell.states}")
     inputs = inputs_of(cell)
     graph = fx.Graph()
     tracer = fx.proxy.GraphAppendingTracer(graph)
@@ -227,6 +231,10 @@ def _clamp(t: Builder, a: int, min: float | None = None, max: float | None = Non
     return t.emit("clamp", a, consts=(low, high))
 
 
+def _hardtanh(t: Builder, a: int, min_val: float = -1.0, max_val: float = 1.0, inplace: float = False) -> Value:
+    return _clamp(t, a, min_val, max_val)
+
+
 def _mean(t: Builder, a: int, dim: float | None = None, keepdim: float = False) -> Value:
     if dim != -1 or not keepdim:
         raise CellError("only the mean over the units is there, mean(-1, keepdim=True)")
@@ -235,7 +243,9 @@ def _mean(t: Builder, a: int, dim: float | None = None, keepdim: float = False) 
 
 def _linear(t: Builder, a: int, m: int, bias: None = None) -> Value:
     if bias is not None or not isinstance(m, int) or m >= len(t.inputs) or t.inputs[m].kind != "m":
-        raise CellError("linear(v, M) needs one of the cell's matrices as M (an `inside` gate's U or one in `matrices`)")
+        raise CellError(
+            "linear(v, M) needs one of the cell's matrices as M (an `inside` gate's U or one in `matrices`)"
+        )
     return t.emit("linear", a, m)
 
 
@@ -283,7 +293,14 @@ _register(_add, *_everywhere("add"), operator.iadd)
 _register(_sub, *_everywhere("sub"), *_everywhere("subtract"), operator.isub)
 _register(lambda t, a, b: _sub(t, b, a), *_everywhere("rsub"))
 _register(_mul, *_everywhere("mul"), *_everywhere("multiply"), operator.imul)
-_register(_div, *_everywhere("div"), *_everywhere("divide"), *_everywhere("true_divide"), operator.truediv, operator.itruediv)
+_register(
+    _div,
+    *_everywhere("div"),
+    *_everywhere("divide"),
+    *_everywhere("true_divide"),
+    operator.truediv,
+    operator.itruediv,
+)
 _register(_neg, *_everywhere("neg"), *_everywhere("negative"))
 _register(_pow, *_everywhere("pow"))
 _register(lambda t, a: _pow(t, a, 2.0), *_everywhere("square"))
@@ -295,7 +312,7 @@ _register(_gelu, F.gelu)
 _register(_softplus, F.softplus)
 _register(lambda t, a: t.emit("power", a, consts=(-0.5,)), *_everywhere("rsqrt"))
 _register(_clamp, *_everywhere("clamp"), *_everywhere("clip"))
-_register(lambda t, a, lo=-1.0, hi=1.0, inplace=False: _clamp(t, a, lo, hi), F.hardtanh)
+_register(_hardtanh, F.hardtanh)
 _register(_mean, *_everywhere("mean"))
 _register(_where, torch.where, torch.Tensor.where)
 FUNCTIONS[torch.Tensor.where] = lambda t, a, mask, b: _where(t, mask, a, b)
@@ -305,6 +322,11 @@ for _name in ("reciprocal", "sqrt", "exp", "log", "sin", "cos", "erf", "abs", "s
     _register(_unary(_name), *_everywhere(_name))
 _register(_pair("maximum"), *_everywhere("maximum"))
 _register(_pair("minimum"), *_everywhere("minimum"))
-for _names, _at, _swap in ((("gt", "greater"), 0.0, False), (("ge",), 1.0, False), (("lt", "less"), 0.0, True), (("le",), 1.0, True)):
+for _names, _at, _swap in (
+    (("gt", "greater"), 0.0, False),
+    (("ge",), 1.0, False),
+    (("lt", "less"), 0.0, True),
+    (("le",), 1.0, True),
+):
     for _name in _names:
         _register(_compare(_at, _swap), *_everywhere(_name))

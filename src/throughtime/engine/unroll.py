@@ -47,7 +47,8 @@ def unroll(
     The gradient is that of back-propagation through time (Werbos 1990), of any order, unless a training rule
     is chosen:
     clip:      derivative clipping (Graves 2013): the derivative of the loss with respect to every net input is
-               clamped to [-clip, clip] at each step, inside the recurrence.
+               clamped to [-clip, clip] at each step, inside the recurrence. A clipped gradient is not the gradient
+               of any function; a second derivative is clipped at the same places as the first.
     truncated: the truncated gradient (Hochreiter & Schmidhuber 1997): no error flows from a net input back to a
                state; it leaves a memory cell along the carousel only.
 
@@ -75,8 +76,8 @@ def unroll(
     matrices = [*inside, *matrices]
     dtype = states[0].dtype
     b, units = b.to(dtype), [w.to(dtype) for w in units]
-    if torch.is_autocast_enabled(x.device.type):
-        low = torch.get_autocast_dtype(x.device.type)
+    low = autocast_dtype(x.device.type)
+    if low is not None:
         x, weight_ih, U, matrices = x.to(low), weight_ih.to(low), U.to(low), [m.to(low) for m in matrices]
 
     if backend == "reference":
@@ -94,10 +95,29 @@ def unroll(
     tensors = [x, weight_ih, U, b, *units, *matrices, *states]
     save = torch.is_grad_enabled() and any(v.requires_grad for v in tensors)
     out = unroll_op(
-        program(cell), x, weight_ih, U, b, units, matrices, list(states), lengths, reverse, clip, truncated, save
+        program(cell),
+        x,
+        weight_ih,
+        U,
+        b,
+        units,
+        matrices,
+        list(states),
+        lengths,
+        reverse,
+        clip,
+        truncated,
+        save,
     )
     S = len(states)
     return tuple(out[:S]), tuple(out[S : 2 * S])
+
+
+def autocast_dtype(device: str) -> torch.dtype | None:
+    """The dtype that a surrounding torch.autocast asks for on this kind of device; None where there is none."""
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return None
 
 
 def _sizes(cell: Cell, x: Tensor, weight_ih: Tensor, weight_hh: Tensor | None) -> tuple[int, int]:
@@ -114,7 +134,9 @@ def _sizes(cell: Cell, x: Tensor, weight_ih: Tensor, weight_hh: Tensor | None) -
     H = weight_ih.shape[0] // G
     if R == 0:
         if weight_hh is not None and weight_hh.numel():
-            raise ShapeError(f"{cell!r} has no recurrent weights; weight_hh must be None, came {tuple(weight_hh.shape)}")
+            raise ShapeError(
+                f"{cell!r} has no recurrent weights; weight_hh must be None, came {tuple(weight_hh.shape)}"
+            )
         return H, H
     if weight_hh is None:
         raise ShapeError(f"{cell!r} needs weight_hh [{R} * H, H] for its gates {cell.recurrent_gates}; came None")
@@ -141,7 +163,11 @@ def _check(
     lengths: Tensor | None,
 ) -> None:
     T, B, _ = x.shape
-    for what, names, given in (("unit", cell.units, units), ("matrix", cell.matrices, matrices), ("state", cell.states, states)):
+    for what, names, given in (
+        ("unit", cell.units, units),
+        ("matrix", cell.matrices, matrices),
+        ("state", cell.states, states),
+    ):
         if len(given) != len(names):
             raise ShapeError(f"{cell!r} takes {len(names)} {what} tensor(s) {tuple(names)}; came {len(given)}")
     for name, w in zip(cell.units, units, strict=True):
@@ -154,7 +180,7 @@ def _check(
     for name, v in (("x", x), *zip(cell.units, units, strict=True), *zip(cell.states, states, strict=True)):
         if v.device != weight_ih.device:
             raise ShapeError(f"{name} is on {v.device}, the weights are on {weight_ih.device}; move one to the other")
-    if x.dtype != weight_ih.dtype and not torch.is_autocast_enabled(x.device.type):
+    if x.dtype != weight_ih.dtype and autocast_dtype(x.device.type) is None:
         raise ShapeError(f"x is {x.dtype}, the weights are {weight_ih.dtype}; convert one, or use torch.autocast")
     if lengths is not None and (lengths.dtype not in (torch.int64, torch.int32) or tuple(lengths.shape) != (B,)):
         raise ShapeError(f"lengths must be [{B}] whole numbers (int64); came {list(lengths.shape)} {lengths.dtype}")
@@ -187,7 +213,9 @@ def _columns_bias(cell: Cell, H: int, weight_ih: Tensor, bias_ih: Tensor | None,
     return torch.cat(parts)
 
 
-def _split_recurrent(cell: Cell, H: int, P: int, weight_ih: Tensor, weight_hh: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+def _split_recurrent(
+    cell: Cell, H: int, P: int, weight_ih: Tensor, weight_hh: Tensor | None
+) -> tuple[Tensor, list[Tensor]]:
     """weight_hh as U, the blocks multiplied before the step, and the blocks that are multiplied inside it."""
     if weight_hh is None or not cell.recurrent_gates:
         return weight_ih.new_zeros(0, P), []

@@ -10,7 +10,7 @@ from throughtime.engine.tape import Builder, Input, Op, Output, Tape
 
 
 @lru_cache(maxsize=512)
-def derive(tape: Tape) -> Tape:
+def derive(tape: Tape, totals: bool = False) -> Tape:
     """The tape of the vector-Jacobian product of one step.
 
     Inputs: those of `tape`, then ("g", name) for every output: the gradient of the loss with respect to it.
@@ -18,6 +18,8 @@ def derive(tape: Tape) -> Tape:
     can be computed for all time steps at once, or kept from the forward pass: that is a backend's choice.
     Outputs: the gradient with respect to every "z", "s", "w" (to be summed over rows) and "m" (a pair to be
     multiplied, a^T v, and summed over rows), as far as there is one; and, for the tape of a derivative, every "g".
+    With `totals` also ("total", name) for every new state: the gradient with respect to it along all paths, those
+    inside the step included (c_t is also seen through h_t), which is what autograd calls c_t's gradient.
     The result is a tape again and can be derived again.
     """
     gs = [_seed_name(tape, out, k) for out in tape.outputs for k in range(len(out.values))]
@@ -55,6 +57,8 @@ def derive(tape: Tape) -> Tape:
         Output(inp.kind, inp.name, (grad[i],)) for i, inp in enumerate(tape.inputs) if i in grad and inp.kind != "m"
     ]
     outputs += [Output("m", inputs[m].name, tuple(v for pair in ps for v in pair)) for m, ps in pairs.items()]
+    if totals:
+        outputs += [Output("total", o.name, tuple(grad[moved(v)] for v in o.values)) for o in tape.outputs]
     return Tape(tape.columns, inputs, tuple(build.ops), tuple(outputs)).pruned()
 
 

@@ -69,8 +69,9 @@ class Input:
 
 @dataclass(frozen=True)
 class Output:
-    """A value that the tape gives back. kind: "s" new state; in a derivative the gradient of a "z", "s" or "w",
-    or "m": the two values a, v whose sum of outer products a^T v over rows is a matrix's gradient."""
+    """A value that the tape gives back. kind: "s" new state; in a derivative the gradient of a "z", "s" or "w", the
+    "total" gradient of a new state, or "m": values a, v whose outer products a^T v, summed over rows, are a matrix's.
+    """
 
     kind: str
     name: str

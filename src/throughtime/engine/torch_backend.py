@@ -96,10 +96,11 @@ def linearise(
     lengths: Tensor | None,
     reverse: bool,
     truncated: bool,
+    totals: bool = False,
 ) -> Linearised:
     """The backward tape with everything computed, for all steps at once, that no gradient enters."""
     H = z.shape[-1] // len(tape.columns)
-    back = derive(tape)
+    back = derive(tape, totals)
     n = len(back.inputs)
     before = [previous(s, first, lengths, reverse) for s, first in zip(sequences, states, strict=True)]
     fixed = dict(enumerate([*z.split(H, dim=-1), *before, *units, *matrices]))

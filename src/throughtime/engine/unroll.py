@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -65,20 +66,8 @@ def unroll(
         raise BackendError(f"unknown backend {backend!r}; it must be one of {', '.join(BACKENDS)}")
     if clip is not None and not (clip > 0 and math.isfinite(clip)):
         raise ShapeError(f"clip must be a positive number, the bound of the derivative; came {clip}")
-    H, P = _sizes(cell, x, weight_ih, weight_hh)
-    b = _columns_bias(cell, H, weight_ih, bias_ih, bias_hh)
-    if states is None:
-        dtype = weight_ih.dtype
-        states = [x.new_zeros(x.shape[1], P if k == 0 else H, dtype=dtype) for k in range(len(cell.states))]
-    _check(cell, H, P, x, weight_ih, units, matrices, states, lengths)
-    x = cell.input(x)
-    U, inside = _split_recurrent(cell, H, P, weight_ih, weight_hh)
-    matrices = [*inside, *matrices]
-    dtype = states[0].dtype
-    b, units = b.to(dtype), [w.to(dtype) for w in units]
-    low = autocast_dtype(x.device.type)
-    if low is not None:
-        x, weight_ih, U, matrices = x.to(low), weight_ih.to(low), U.to(low), [m.to(low) for m in matrices]
+    v = operands(cell, x, weight_ih, weight_hh, bias_ih, bias_hh, units, matrices, states, lengths)
+    S = len(v.states)
 
     if backend == "reference":
         if clip is not None or truncated:
@@ -87,30 +76,60 @@ def unroll(
             )
         with torch.autocast(x.device.type, enabled=False):
             sequences, finals = reference.unroll(
-                lambda values: step_of(cell, values), cell.columns, x, weight_ih, U, b, units, matrices, states,
-                lengths, reverse,
-            )  # fmt: skip
+                lambda values: step_of(cell, values), cell.columns, *v, lengths=lengths, reverse=reverse
+            )
         return tuple(sequences), tuple(finals)
 
-    tensors = [x, weight_ih, U, b, *units, *matrices, *states]
-    save = torch.is_grad_enabled() and any(v.requires_grad for v in tensors)
-    out = unroll_op(
-        program(cell),
-        x,
-        weight_ih,
-        U,
-        b,
-        units,
-        matrices,
-        list(states),
-        lengths,
-        reverse,
-        clip,
-        truncated,
-        save,
-    )
-    S = len(states)
+    tensors = [v.x, v.W, v.U, v.b, *v.units, *v.matrices, *v.states]
+    save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    out = unroll_op(program(cell), *v, lengths, reverse, clip, truncated, save)
     return tuple(out[:S]), tuple(out[S : 2 * S])
+
+
+class Operands(NamedTuple):
+    """What the backends take: checked, the biases added up by column, the recurrent weights split.
+
+    x [T, B, D] behind the cell's input map, W [G*H, D], U [R'*H, P] the blocks multiplied before the step,
+    b [C*H], units [H] each, matrices (the blocks of weight_hh that are multiplied inside the step, then the cell's
+    own), states [B, H] each.
+    """
+
+    x: Tensor
+    W: Tensor
+    U: Tensor
+    b: Tensor
+    units: list[Tensor]
+    matrices: list[Tensor]
+    states: list[Tensor]
+
+
+def operands(
+    cell: Cell,
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor | None,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    units: Sequence[Tensor],
+    matrices: Sequence[Tensor],
+    states: Sequence[Tensor] | None,
+    lengths: Tensor | None = None,
+) -> Operands:
+    """The arguments of `unroll` as the backends take them; raises ShapeError where they do not fit."""
+    H, P = _sizes(cell, x, weight_ih, weight_hh)
+    b = _columns_bias(cell, H, weight_ih, bias_ih, bias_hh)
+    if states is None:
+        dtype = weight_ih.dtype
+        states = [x.new_zeros(x.shape[1], P if k == 0 else H, dtype=dtype) for k in range(len(cell.states))]
+    _check(cell, H, P, x, weight_ih, units, matrices, states, lengths)
+    U, inside = _split_recurrent(cell, H, P, weight_ih, weight_hh)
+    low, full = autocast_dtype(x.device.type), states[0].dtype
+    v = Operands(
+        cell.input(x), weight_ih, U, b.to(full), [w.to(full) for w in units], [*inside, *matrices], list(states)
+    )
+    if low is None or full == torch.float64:  # autocast leaves float64 as it is
+        return v
+    return v._replace(x=v.x.to(low), W=v.W.to(low), U=v.U.to(low), matrices=[m.to(low) for m in v.matrices])
 
 
 def autocast_dtype(device: str) -> torch.dtype | None:

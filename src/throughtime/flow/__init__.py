@@ -1,0 +1,8 @@
+"""SEE: the gradient through time of a recurrent layer, measured."""
+
+from __future__ import annotations
+
+from throughtime.flow.gradient_flow import GradientFlow, Horizon
+from throughtime.flow.measure import gradient_flow
+
+__all__ = ["GradientFlow", "Horizon", "gradient_flow"]

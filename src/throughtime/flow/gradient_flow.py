@@ -1,0 +1,112 @@
+"""The result of following the gradient through time: the (t,k) map, its profile over lags, horizon and half-life."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from throughtime.errors import FlowError
+
+
+class Horizon(NamedTuple):
+    """A largest lag, in steps; `at_least` where it is the largest that was measured and the true one may lie beyond."""
+
+    steps: int
+    at_least: bool
+
+    def __str__(self) -> str:
+        return f"{'at least ' if self.at_least else ''}{self.steps} step{'' if self.steps == 1 else 's'}"
+
+
+@dataclass(frozen=True)
+class GradientFlow:
+    """The gradient through time of one layer and direction, exact, as plain data.
+
+    maps: by name, each [T, T] float64; row t is the step at which a loss enters, column k the step of the past:
+        maps["z"][t, k] = ||delta_{t,k}||,   delta_{t,k} = dL_t/dz_k, the net inputs of all gates (Werbos 1990)
+        maps["h"][t, k] = ||dL_t/dh_k||      and so for every other state of the cell, "c" for an LSTM
+    L_t is the part of the loss that enters the layer's output at step t. The derivative with respect to a state is the
+    total one, along all paths, those inside step k included. ||.|| is the Euclidean norm over the batch and all units,
+    in the units of the loss per unit of z or of the state. Where the gradient cannot go (k > t, or k < t in a
+    reverse direction) the map is 0.
+
+    cell, layer, reverse: which recurrence was measured.
+    """
+
+    maps: dict[str, Tensor]
+    cell: str
+    layer: int = 0
+    reverse: bool = False
+
+    @property
+    def steps(self) -> int:
+        """T, the number of time steps measured."""
+        return next(iter(self.maps.values())).shape[0]
+
+    def profile(self, of: str = "z") -> Tensor:
+        """The size of the gradient by lag, relative to lag 0: float64 [n], profile[0] = 1, no unit.
+
+            profile[d] = sqrt( sum_t map[t, t-d]^2 / sum_t map[t, t]^2 ),   both sums over the t that have a step t-d
+
+        n is T, or less where no loss enters late enough to look back that far. Raises FlowError where no gradient
+        entered at all, and for a name that was not measured.
+        """
+        if of not in self.maps:
+            raise FlowError(f"{of!r} was not measured; this flow holds {', '.join(self.maps)}")
+        squares = self.maps[of].square()
+        if self.reverse:
+            squares = squares.flip(0, 1)  # time the other way round
+        T = self.steps
+        sent = squares.diagonal().flip(0).cumsum(0).flip(0)  # sum over t >= d of map[t, t]^2
+        n = int((sent > 0).sum())
+        if n == 0:
+            raise FlowError(f"no gradient with respect to {of!r} at the steps where the loss enters: nothing to follow")
+        back = torch.stack([squares.diagonal(-d).sum() for d in range(T)])
+        return (back[:n] / sent[:n]).sqrt()
+
+    def horizon(self, of: str = "z", fraction: float = 0.01) -> Horizon:
+        """The gradient horizon: the largest lag d, in steps, with profile[d] >= fraction.
+
+        With of="z" it is the largest lag from which the gradient reaches the parameters, whose gradients are sums of
+        delta_{t,k} h_{k-1}^T and delta_{t,k} x_k^T, at more than this fraction of its size at lag 0. If that is the
+        largest lag measured, `at_least` is True.
+        """
+        if not 0 < fraction <= 1:
+            raise FlowError(f"fraction must lie in (0, 1], a share of the gradient at lag 0; came {fraction}")
+        profile = self.profile(of)
+        steps = int((profile >= fraction).nonzero().max())
+        return Horizon(steps, steps == len(profile) - 1)
+
+    def half_life(self, of: str = "z") -> float:
+        """The lag, in steps, at which the profile first falls to 1/2; interpolated on a log scale between two lags.
+
+        For a profile r^d it is ln 2 / -ln r, exactly. math.inf if the profile stays above 1/2 as far as measured.
+        """
+        profile = self.profile(of).tolist()
+        for d in range(1, len(profile)):
+            if profile[d] <= 0.5:
+                if profile[d] == 0:
+                    return float(d - 1)  # the limit of the formula below
+                above, below = math.log(profile[d - 1]), math.log(profile[d])
+                return d - 1 + (above - math.log(0.5)) / (above - below)
+        return math.inf
+
+    def __str__(self) -> str:
+        where = f"{self.cell}, layer {self.layer}{', reverse' if self.reverse else ''}"
+        lines = [f"Gradient through time over {self.steps} steps ({where})"]
+        for of in self.maps:
+            profile, half = self.profile(of), self.half_life(of)
+            shown = " ".join(f"{profile[d]:.0e}" for d in _ticks(len(profile)))
+            half_text = "none in the window" if math.isinf(half) else f"{half:.1f} steps"
+            lines.append(f"  {of}: horizon {self.horizon(of)} (1 %), half-life {half_text}")
+            lines.append(f"     relative size at lags {', '.join(str(d) for d in _ticks(len(profile)))}: {shown}")
+        return "\n".join(lines)
+
+
+def _ticks(n: int) -> list[int]:
+    lags = [0] + [2**i for i in range(20) if 2**i < n - 1]
+    return lags + ([n - 1] if n > 1 else [])

@@ -1,0 +1,85 @@
+"""Profile, horizon and half-life against numbers worked out by hand."""
+
+import math
+
+import pytest
+import torch
+
+from throughtime.errors import FlowError
+from throughtime.flow import GradientFlow, Horizon
+
+F64 = torch.float64
+
+
+def geometric(r, T=50):
+    t = torch.arange(T, dtype=F64)
+    lag = t[:, None] - t
+    m = torch.where(lag >= 0, r ** lag.clamp(min=0), 0.0) * (1 + t[:, None])  # losses of different sizes
+    return GradientFlow({"z": m}, "test")
+
+
+@pytest.mark.parametrize("r", [0.1, 0.5, 0.9])
+def test_geometric_decay(r):
+    f = geometric(r)
+    torch.testing.assert_close(f.profile(), r ** torch.arange(50, dtype=F64))
+    assert f.half_life() == pytest.approx(math.log(0.5) / math.log(r), rel=1e-9)
+    assert f.horizon() == Horizon(math.floor(math.log(0.01) / math.log(r) + 1e-9), False)
+
+
+def test_growth_has_no_half_life_and_an_open_horizon():
+    f = geometric(1.1)
+    assert f.half_life() == math.inf
+    assert f.horizon() == Horizon(49, True)
+    assert str(f.horizon()) == "at least 49 steps"
+
+
+def test_a_loss_at_one_step_only():
+    m = torch.zeros(6, 6, dtype=F64)
+    m[3] = torch.tensor([1.0, 2.0, 4.0, 8.0, 0.0, 0.0])
+    f = GradientFlow({"h": m}, "test")
+    torch.testing.assert_close(f.profile("h"), torch.tensor([1.0, 0.5, 0.25, 0.125], dtype=F64))
+    assert f.half_life("h") == 1.0
+    assert f.horizon("h", 0.2) == Horizon(2, False)
+
+
+def test_gradient_that_ends_at_once():
+    m = torch.eye(4, dtype=F64)
+    f = GradientFlow({"z": m}, "test")
+    assert f.half_life() == 0.0
+    assert f.horizon() == Horizon(0, False)
+    assert str(f.horizon()) == "0 steps"
+
+
+def test_a_gap_does_not_end_the_horizon():
+    m = torch.zeros(5, 5, dtype=F64)
+    m[4] = torch.tensor([0.0, 0.5, 0.0, 0.0, 1.0])
+    assert GradientFlow({"z": m}, "test").horizon() == Horizon(3, False)
+
+
+def test_reverse_direction_looks_the_other_way():
+    m = torch.zeros(4, 4, dtype=F64)
+    m[0] = torch.tensor([1.0, 0.5, 0.25, 0.125])
+    f = GradientFlow({"z": m}, "test", reverse=True)
+    torch.testing.assert_close(f.profile(), torch.tensor([1.0, 0.5, 0.25, 0.125], dtype=F64))
+
+
+def test_one_step():
+    f = GradientFlow({"z": torch.ones(1, 1, dtype=F64)}, "test")
+    assert f.horizon() == Horizon(0, True) and f.half_life() == math.inf
+    assert "over 1 steps" in str(f)
+
+
+def test_prints_itself():
+    text = str(geometric(0.5))
+    assert "horizon 6 steps (1 %), half-life 1.0 steps" in text
+    assert "lags 0, 1, 2, 4, 8, 16, 32, 49" in text
+
+
+def test_refusals():
+    f = geometric(0.5)
+    with pytest.raises(FlowError, match="'c' was not measured; this flow holds z"):
+        f.profile("c")
+    with pytest.raises(FlowError, match="fraction must lie in"):
+        f.horizon(fraction=0)
+    with pytest.raises(FlowError, match="nothing to follow"):
+        GradientFlow({"z": torch.zeros(3, 3, dtype=F64)}, "test").profile()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -93,9 +94,12 @@ class Cell(ABC):
 
     @property
     def equations(self) -> str:
-        """The equations in the form z_t = ..., h_t = ..., for people: the indented block of the class docstring."""
-        lines = (type(self).__doc__ or "").splitlines()
-        return "\n".join(line.strip() for line in lines if line.startswith("        ") and line.strip())
+        """The equations, one a line, for people: the first paragraph of the class docstring that is made of them."""
+        for paragraph in inspect.cleandoc(type(self).__doc__ or "").split("\n\n")[1:]:
+            lines = [line.strip() for line in paragraph.splitlines()]
+            if all(" = " in line for line in lines):
+                return "\n".join(lines)
+        return ""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"

@@ -10,11 +10,16 @@ from torch.nn.functional import linear
 from throughtime.cells.cell import Cell
 from throughtime.errors import CellError
 
+def identity(v: torch.Tensor) -> torch.Tensor:
+    """f(z) = z: the linear network."""
+    return v
+
+
 ACTIVATIONS: dict[str, Callable] = {
     "logistic": torch.sigmoid,
     "tanh": torch.tanh,
     "relu": torch.relu,
-    "identity": lambda v: v,
+    "identity": identity,
 }
 
 

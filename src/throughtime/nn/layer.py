@@ -1,0 +1,90 @@
+"""What all modules of this folder share: the call, and the states at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from throughtime.cells import Cell
+from throughtime.engine.unroll import autocast_dtype
+from throughtime.nn.layout import Layout, enter
+from throughtime.nn.stack import Result, Rules, Weights, run_stack
+
+State = Tensor | tuple[Tensor, ...]
+
+
+class StackedLayer(torch.nn.Module):
+    """A stack of recurrent layers as a module; subclasses hold the parameters and check the input.
+
+    Attributes that may be changed at any time: `clip`, `truncated`, `backend` (see `throughtime.engine.unroll`),
+    `dropout`.
+    """
+
+    batch_first: bool
+    dropout: float
+    skip: bool = False
+    clip: float | None
+    truncated: bool
+    backend: str
+
+    def step_cell(self) -> Cell:
+        """The cell whose equations this layer runs."""
+        raise NotImplementedError
+
+    def layer_weights(self) -> list[list[Weights]]:
+        """The weights, layer by layer, and in each layer the forward direction first."""
+        raise NotImplementedError
+
+    def _check(self, input: Any, state: Any) -> tuple[Tensor, ...] | None:
+        """Raises where input and state do not fit; the state as a tuple, in the layout of the input."""
+        raise NotImplementedError
+
+    def _run(self, input: Tensor | PackedSequence, state: Any) -> tuple[Result, Layout]:
+        given = self._check(input, state)
+        x, layout = enter(input, self.batch_first)
+        layers = self.layer_weights()
+        states = None
+        if given is not None:
+            # Under autocast the states keep the parameters' dtype, whatever dtype they come in.
+            states = [layout.state_in(s).to(layers[0][0].weight_ih.dtype) for s in given]
+        result = run_stack(
+            self.step_cell(),
+            layers,
+            x,
+            states,
+            layout,
+            dropout=self.dropout if self.training else 0.0,
+            skip=self.skip,
+            rules=Rules(self.clip, self.truncated, self.backend),
+        )
+        return result, layout
+
+    def _call(self, input: Tensor | PackedSequence, state: Any) -> tuple[Any, State]:
+        result, layout = self._run(input, state)
+        y, low = result.output, autocast_dtype(result.output.device.type)
+        # As all of autocast, it leaves float64 and complex numbers as they are.
+        if low is not None and y.is_floating_point() and y.dtype != torch.float64:
+            y = y.to(low)
+        finals = tuple(layout.state_out(s) for s in result.finals)
+        return layout.output(y), finals[0] if len(finals) == 1 else finals
+
+    def states(self, input: Tensor | PackedSequence, state: Any = None) -> dict[str, Tensor]:
+        """All states at every step, by name: what h_n and c_n are at the last step, at each of them.
+
+        Takes what the layer's call takes. Gives, for each state of the cell, a tensor [layers * dirs, T, B, H],
+        layers and directions in the order of h_n: for an LSTM, `layer.states(x)["c"][-1]` is the memory cell of
+        the last layer, [T, B, H]. With batch_first T and B change places; without a batch there is no B. A packed
+        batch comes back padded with 0 in the order of its sequences before packing. A reverse direction stands
+        in the order of the input, so that its last state is at step 0. In training mode dropout is drawn anew.
+
+        It can be differentiated; but the gradient that arrives at one of these tensors is that which enters there
+        from outside, not what comes back through later steps.
+        """
+        result, layout = self._run(input, state)
+        columns: Sequence[tuple[Tensor, ...]] = list(zip(*result.sequences, strict=True))
+        names = self.step_cell().states
+        return {name: layout.steps(torch.stack(s)) for name, s in zip(names, columns, strict=True)}

@@ -1,0 +1,80 @@
+"""How a batch came in (packed, batch first, unbatched), so that what comes out can go the same way."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+
+class Layout(NamedTuple):
+    """The way in and out of the stack, which works on [T, B, .].
+
+    A packed batch is run in its own order, the longest sequence first, as torch does; its states are put into that
+    order on the way in and back on the way out. lengths [B] is None unless packed.
+    """
+
+    batch_first: bool
+    batched: bool
+    packed: PackedSequence | None = None
+    lengths: Tensor | None = None
+    lengths_cpu: Tensor | None = None
+
+    def state_in(self, s: Tensor) -> Tensor:
+        """A state as the user gives it -> [layers * dirs, B, .]."""
+        if self.packed is not None and self.packed.sorted_indices is not None:
+            return s.index_select(1, self.packed.sorted_indices)
+        return s if self.batched else s.unsqueeze(1)
+
+    def state_out(self, s: Tensor) -> Tensor:
+        """A state [layers * dirs, B, .] -> as the user gets it."""
+        return self._steps_order(s, 1) if self.batched else s.squeeze(1)
+
+    def output(self, y: Tensor) -> Tensor | PackedSequence:
+        """The output [T, B, .] -> the layout of the input."""
+        if self.packed is not None:
+            return self.packed._replace(data=self._pack(y))
+        if not self.batched:
+            return y.squeeze(1)
+        return y.transpose(0, 1) if self.batch_first else y
+
+    def steps(self, s: Tensor) -> Tensor:
+        """States [layers * dirs, T, B, .] -> the same, padded, with time and batch as in the input."""
+        if not self.batched:
+            return s.squeeze(2)
+        s = self._steps_order(s, 2)
+        return s.transpose(1, 2) if self.batch_first else s
+
+    def dropout(self, y: Tensor, p: float) -> Tensor:
+        """Leaves out elements of y [T, B, .]; draws the random numbers that torch's layers draw."""
+        if p == 0:
+            return y
+        if self.packed is None:
+            return F.dropout(y, p)
+        return self._pad(F.dropout(self._pack(y), p))[0]
+
+    def _steps_order(self, s: Tensor, dim: int) -> Tensor:
+        if self.packed is not None and self.packed.unsorted_indices is not None:
+            return s.index_select(dim, self.packed.unsorted_indices)
+        return s
+
+    def _pack(self, y: Tensor) -> Tensor:
+        assert self.lengths_cpu is not None
+        return pack_padded_sequence(y, self.lengths_cpu).data
+
+    def _pad(self, data: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.packed is not None
+        return pad_packed_sequence(PackedSequence(data, self.packed.batch_sizes))
+
+
+def enter(input: Tensor | PackedSequence, batch_first: bool) -> tuple[Tensor, Layout]:
+    """The input as x [T, B, D], and the layout it came in. The input must be packed, 2-D (unbatched) or 3-D."""
+    if isinstance(input, PackedSequence):
+        # Without the indices, what comes back is in the packed order.
+        x, lengths = pad_packed_sequence(PackedSequence(input.data, input.batch_sizes))
+        return x, Layout(False, True, input, lengths.to(x.device), lengths)
+    if input.dim() == 2:
+        return input.unsqueeze(1), Layout(batch_first, False)
+    return (input.transpose(0, 1) if batch_first else input), Layout(batch_first, True)

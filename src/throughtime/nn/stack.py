@@ -1,0 +1,122 @@
+"""Layers over layers, in one direction or two: the one loop behind every module of this folder."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from throughtime.cells import Cell
+from throughtime.engine import unroll
+from throughtime.engine.unroll import BACKENDS
+from throughtime.errors import BackendError, ConfigError
+from throughtime.nn.layout import Layout
+
+
+class Weights(NamedTuple):
+    """The weights of one layer in one direction, as `unroll` takes them."""
+
+    weight_ih: Tensor
+    weight_hh: Tensor | None
+    bias_ih: Tensor | None
+    bias_hh: Tensor | None
+    units: tuple[Tensor, ...]
+    matrices: tuple[Tensor, ...]
+
+
+class Rules(NamedTuple):
+    """How a layer is trained and run; see `throughtime.engine.unroll`."""
+
+    clip: float | None
+    truncated: bool
+    backend: str
+
+
+class Result(NamedTuple):
+    """What a stack gives back.
+
+    output:    [T, B, dirs * P] of the last layer, or of all layers side by side with skip connections.
+    finals:    the last states, each [layers * dirs, B, .], in torch's order: layer by layer, forward then reverse.
+    sequences: for each layer and direction, in the same order, its states at every step, each [T, B, .].
+    """
+
+    output: Tensor
+    finals: tuple[Tensor, ...]
+    sequences: list[tuple[Tensor, ...]]
+
+
+def check_rules(clip: float | None, truncated: bool, backend: str) -> Rules:
+    """The rules as one value; raises ConfigError or BackendError for those that `unroll` would refuse."""
+    if isinstance(clip, bool) or (clip is not None and not (clip > 0 and math.isfinite(clip))):
+        raise ConfigError(f"clip must be a positive number, the bound of the derivative, or None; came {clip}")
+    if not isinstance(truncated, bool):
+        raise ConfigError(f"truncated must be True or False; came {truncated!r}")
+    if backend not in BACKENDS:
+        raise BackendError(f"unknown backend {backend!r}; it must be one of {', '.join(BACKENDS)}")
+    return Rules(clip, truncated, backend)
+
+
+def run_stack(
+    cell: Cell,
+    layers: Sequence[Sequence[Weights]],
+    x: Tensor,
+    states: Sequence[Tensor] | None,
+    layout: Layout,
+    *,
+    dropout: float,
+    skip: bool,
+    rules: Rules,
+) -> Result:
+    """Runs x [T, B, D] through `layers`, each a list of one set of weights a direction.
+
+    states: the initial states, each [layers * dirs, B, .]; None for zeros. dropout: the probability with which an
+    element of a layer's output is left out on its way to the layer above; 0 outside training. skip: the input
+    goes to every layer and every layer's output to the output (Graves 2013).
+    """
+    rules = _fit(rules, layers[0][0].weight_ih)
+    below = x
+    outputs: list[Tensor] = []
+    sequences: list[tuple[Tensor, ...]] = []
+    finals: list[tuple[Tensor, ...]] = []
+    for number, directions in enumerate(layers):
+        if number:
+            below = layout.dropout(outputs[-1], dropout)
+            if skip:
+                below = torch.cat([x.to(below.dtype), below], -1)
+        for reverse, w in enumerate(directions):
+            first = None if states is None else [s[len(finals)] for s in states]
+            shown, last = unroll(
+                cell,
+                below,
+                w.weight_ih,
+                w.weight_hh,
+                w.bias_ih,
+                w.bias_hh,
+                units=w.units,
+                matrices=w.matrices,
+                states=first,
+                lengths=layout.lengths,
+                reverse=bool(reverse),
+                **rules._asdict(),
+            )
+            sequences.append(shown)
+            finals.append(last)
+        here = [shown[0] for shown in sequences[-len(directions) :]]
+        outputs.append(here[0] if len(here) == 1 else torch.cat(here, -1))
+    output = torch.cat(outputs, -1) if skip and len(outputs) > 1 else outputs[-1]
+    return Result(output, tuple(torch.stack(column) for column in zip(*finals, strict=True)), sequences)
+
+
+def _fit(rules: Rules, weight: Tensor) -> Rules:
+    # The tape's derivative is that of real numbers; the reference loop leaves complex ones to autograd.
+    if not weight.is_complex() or rules.backend == "reference":
+        return rules
+    if rules.backend != "auto" or rules.clip is not None or rules.truncated:
+        raise BackendError(
+            f"weights of {weight.dtype} run on the reference backend only, without clip and truncated; "
+            'choose backend="auto" and no training rule, or real weights'
+        )
+    return rules._replace(backend="reference")

@@ -1,0 +1,110 @@
+"""The parts of a page that are real HTML and need no script: numbers, samples, settings, equations."""
+
+from __future__ import annotations
+
+import math
+
+from throughtime.report.text import escape, visible_html
+from throughtime.report.view import ModelView, Page, Reach
+
+
+def accent(index: int) -> str:
+    """The class that gives model `index` its colour."""
+    return f"model m{index % 6}"
+
+
+def value(number: float | None, digits: int = 3) -> str:
+    """A number for reading, 3 significant digits; — where there is none, NaN and ∞ by name."""
+    if number is None:
+        return "—"
+    if math.isnan(number):
+        return "NaN"
+    if math.isinf(number):
+        return "∞" if number > 0 else "&minus;∞"
+    if number != 0 and not 1e-3 <= abs(number) < 1e6:
+        mantissa, exponent = f"{number:.{digits - 1}e}".split("e")
+        return f"{mantissa} &times; 10<sup>{int(exponent)}</sup>".replace("-", "&minus;")
+    if abs(number) >= 10 ** (digits - 1):
+        return f"{number:.0f}".replace("-", "&minus;")
+    if number == 0:
+        return "0"
+    return f"{number:.{digits - 1 - math.floor(math.log10(abs(number)))}f}".replace("-", "&minus;")
+
+
+def steps(reach: Reach | None) -> str:
+    """A horizon in words: 24, ≥ 127, or —."""
+    return "—" if reach is None else f"{'≥ ' if reach.at_least else ''}{reach.steps}"
+
+
+def _half_life(model: ModelView) -> str:
+    state = model.state if model.state is not None else next(iter(model.half_life), None)
+    if state is None:
+        return value(None)
+    life = model.half_life.get(state)
+    if life is not None and math.isinf(life) and state in model.profile:
+        return f"&gt; {len(model.profile[state]) - 1}"
+    return value(life)
+
+
+def headline(page: Page) -> str:
+    """The table of headline numbers: what the text asks for, and what each model reaches."""
+    use = any(model.use is not None for model in page.models)
+    head = ["", "Gradient horizon", "Half-life", *(["In use"] if use else []), "Validation"]
+    units = ["", "steps", "steps", *(["steps"] if use else []), f"bits per {escape(page.unit)}"]
+    rows = []
+    for index, model in enumerate(page.models):
+        horizon = model.horizon.get(model.state) if model.state is not None else None
+        state = f' <span class="state">{escape(model.state)}</span>' if model.state is not None else ""
+        cells = [steps(horizon), _half_life(model), *([steps(model.use)] if use else []), value(model.valid)]
+        name = f'<span class="name">{escape(model.name)}</span>{state}'
+        rows.append(f'<tr class="{accent(index)}"><th scope="row">{name}</th>'
+                    f'{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>')
+    asks = "not measured" if page.data_horizon is None else "the farthest lag with dependence beyond chance"
+    asked = (f'<tr class="text"><th scope="row">The text asks for</th><td>{steps(page.data_horizon)}</td>'
+             f'<td colspan="{len(head) - 2}" class="aside">data horizon: {asks}</td></tr>')
+    columns = "".join(f'<th scope="col">{name}{f" <span>{unit}</span>" if unit else ""}</th>'
+                      for name, unit in zip(head, units, strict=True))
+    return (f'<table class="numbers{" wide" if use else ""}">'
+            '<caption class="hidden">Headline numbers</caption>'
+            f'<thead><tr>{columns}</tr></thead><tbody>{asked}{"".join(rows)}</tbody></table>')
+
+
+def samples(page: Page) -> str:
+    """What each model wrote, side by side, as text and nothing else."""
+    cards = [
+        f'<article class="sample {accent(index)}"><h3>{escape(model.name)}</h3>'
+        f'<pre tabindex="0" dir="auto" aria-label="Text written by {escape(model.name)}">'
+        f'<span class="prompt">{visible_html(model.sample.prompt)}</span>'
+        f'{visible_html(model.sample.text)}</pre></article>'
+        for index, model in enumerate(page.models) if model.sample is not None
+    ]
+    if not cards:
+        return ""
+    return (f'<section><h2>What the networks write</h2><div class="samples">{"".join(cards)}</div>'
+            '<p class="caption">The underlined beginning is the prompt; the rest is the network&rsquo;s '
+            f"own, one {escape(page.unit)} at a time, fed back as its next input.</p></section>")
+
+
+def settings(page: Page) -> str:
+    """The table of settings, as given; real numbers are shortened to 6 digits."""
+    rows = "".join(
+        f'<tr><th scope="row">{escape(name)}</th><td>'
+        f'{escape(f"{item:.6g}" if isinstance(item, float) else item)}</td></tr>'
+        for name, item in page.settings.items())
+    return f'<table class="settings"><caption>Settings</caption><tbody>{rows}</tbody></table>' if rows else ""
+
+
+def equations(page: Page) -> str:
+    """The equations of each model's cell, as plain text."""
+    cells = "".join(
+        f'<div class="{accent(index)}"><h3><span class="name">{escape(model.name)}</span> '
+        f'<span class="state">{escape(model.cell)}</span></h3>'
+        f'<pre class="equations" tabindex="0">{escape(model.equations)}</pre></div>'
+        for index, model in enumerate(page.models) if model.equations)
+    return f'<div class="cells">{cells}</div>' if cells else ""
+
+
+def method(page: Page) -> str:
+    """Settings and equations side by side, or nothing where neither was given."""
+    both = settings(page) + equations(page)
+    return f'<div class="columns">{both}</div>' if both else ""

@@ -1,0 +1,175 @@
+"""A run's directory: the config and vocabulary that it began with, and where its log and checkpoints are.
+
+RUN/config.json        options, and what was changed when the run was continued
+RUN/vocabulary.json    symbols, and the fingerprint of the text
+RUN/log.jsonl          one line a step
+RUN/checkpoints/step-000200/{model.safetensors, resume.pt, meta.json}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from throughtime.errors import CheckpointError, ConfigError, DataError
+from throughtime.train.config import LMConfig
+from throughtime.train.data import TextData, Vocabulary
+from throughtime.train.files import remove_leftovers, write_json, writing
+
+FORMAT = 1
+"""Version of the files of a run; another one is refused."""
+
+
+@dataclass
+class Run:
+    """A directory that holds one run."""
+
+    path: Path
+    config: LMConfig
+    vocabulary: Vocabulary
+    sha256: str
+    changes: list[dict[str, Any]]
+    made: bool = False
+
+    @property
+    def log(self) -> Path:
+        """The log file."""
+        return self.path / "log.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The directory of the checkpoints."""
+        return self.path / "checkpoints"
+
+    def resume_command(self, options: str = "") -> str:
+        """The command that continues this run."""
+        return f"throughtime train --resume {shlex.quote(str(self.path))}{' ' if options else ''}{options}"
+
+    @classmethod
+    def create(cls, path: Path, config: LMConfig, text: TextData) -> Run:
+        """Begin a run in a new or empty directory; raises `ConfigError` if there is something in it."""
+        existed = os.path.isdir(path)
+        with writing(path):
+            if path.exists() and not (existed and not any(path.iterdir())):
+                raise ConfigError(
+                    f"{path} already exists and is left as it is; continue it with `throughtime train "
+                    f"--resume "
+                    f"{shlex.quote(str(path))}`, or choose another directory with --run"
+                )
+            path.mkdir(parents=True, exist_ok=True)
+        run = cls(path, config, text.vocabulary, text.sha256, [], made=not existed)
+        try:
+            vocabulary = {"format": FORMAT, "text_sha256": text.sha256, **asdict(text.vocabulary)}
+            write_json(path / "vocabulary.json", vocabulary)
+            run.write_config()
+        except BaseException:
+            run.discard()
+            raise
+        return run
+
+    def discard(self) -> None:
+        """Take back what `create` made, because the run could not begin."""
+        for name in ("vocabulary.json", "config.json"):
+            (self.path / name).unlink(missing_ok=True)
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        if self.made:
+            self.path.rmdir()
+
+    @classmethod
+    def open(cls, path: Path) -> Run:
+        """Read a run that was begun before; raises `CheckpointError` that says what is missing or damaged."""
+        if not os.path.isdir(path):
+            raise CheckpointError(f"there is no run directory {path}")
+        saved, vocabulary = _read_json(path / "config.json"), _read_json(path / "vocabulary.json")
+        known = {field.name for field in fields(LMConfig)}
+        try:
+            if set(saved["config"]) - known:
+                raise ValueError(f"unknown options {', '.join(sorted(set(saved['config']) - known))}")
+            config = LMConfig(**saved["config"])
+            changes = list(saved["changes"])
+        except (ConfigError, TypeError, KeyError, ValueError) as error:
+            raise _damaged(path / "config.json", error) from None
+        try:
+            symbols = Vocabulary(str(vocabulary["kind"]), str(vocabulary["characters"]))
+            if symbols.kind != config.symbols or (symbols.kind == "characters" and not symbols.characters):
+                raise ValueError("it does not fit config.json")
+            sha256 = str(vocabulary["text_sha256"])
+        except (TypeError, KeyError, ValueError) as error:
+            raise _damaged(path / "vocabulary.json", error) from None
+        return cls(path, config, symbols, sha256, changes)
+
+    def write_config(self) -> None:
+        """Write the options as they are now."""
+        content = {"format": FORMAT, "config": asdict(self.config), "changes": self.changes}
+        write_json(self.path / "config.json", content)
+
+    def change(self, config: LMConfig, step: int) -> None:
+        """Take over the options of a run that goes on from `step`, and record what changed there."""
+        before, after = asdict(self.config), asdict(config)
+        while self.changes and self.changes[-1]["step"] >= step:  # made on a way that is now left
+            undone = {k: v for k, v in self.changes.pop().items() if k != "step"}
+            before.update({name: old for name, (old, _) in undone.items()})
+        difference = {name: [before[name], after[name]] for name in after if before[name] != after[name]}
+        if difference:
+            self.changes.append({"step": step, **difference})
+        self.config = config
+        self.write_config()
+
+    def check_text(self, text: TextData) -> None:
+        """Raise `DataError` unless `text` is what the run began with."""
+        if text.sha256 != self.sha256:
+            raise DataError(
+                f"{self.config.text} has changed since the run in {self.path} began; bring the old text "
+                f"back, "
+                f"or start a new run on the new one"
+            )
+
+    def remove_leftovers(self) -> None:
+        """Remove what a killed process left half-written."""
+        with writing(self.path):
+            remove_leftovers(self.path)
+            if self.checkpoints.is_dir():
+                remove_leftovers(self.checkpoints)
+
+
+def new_run_path(config: LMConfig, root: Path = Path("runs")) -> Path:
+    """A directory that does not exist yet: <root>/<text>-<cell>, or with -2, -3, ... behind it."""
+    first = root / f"{Path(config.text).stem}-{config.cell}"
+    path, number = first, 1
+    while os.path.exists(path):
+        number += 1
+        path = first.with_name(f"{first.name}-{number}")
+    return path
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path.parent} is not a run of throughtime train: it has no {path.name}"
+        ) from None
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise _damaged(path, error) from None
+    if not isinstance(content, dict):
+        raise _damaged(path, "it is not a JSON object")
+    if content.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} has format {content.get('format')!r}, and this version of throughtime reads format "
+            f"{FORMAT}; "
+            f"use the version that wrote it, or start a new run"
+        )
+    return content
+
+
+def _damaged(path: Path, why: object) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is damaged ({' '.join(str(why).split())}); restore it from a copy, or start a new run"
+    )

@@ -22,7 +22,11 @@ def by_autograd(module, x, state=None):
     for layer, directions in enumerate(layers):
         here = []
         for reverse, w in enumerate(directions):
-            now = [torch.zeros(B, H if i else w.weight_hh.shape[1], dtype=F64) for i, _ in enumerate(cell.states)] if state is None else [s[n] for s in state]
+            now = (
+                [torch.zeros(B, H if i else w.weight_hh.shape[1], dtype=F64) for i, _ in enumerate(cell.states)]
+                if state is None
+                else [s[n] for s in state]
+            )
             zs, states = [None] * T, [None] * T
             for t in reversed(range(T)) if reverse else range(T):
                 zx, zh = below[t] @ w.weight_ih.T + w.bias_ih, now[0] @ w.weight_hh.T + w.bias_hh

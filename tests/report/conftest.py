@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 
-from throughtime.report import DependenceView, ModelView, Page, Reach, SampleView, render
+from throughtime.flow import Horizon
+from throughtime.report import DependenceView, ModelView, Page, SampleView, render
 
-HOSTILE = ("</script><script>alert(1)</script><!-- {{data}} \"q\" 'a' & "
-           "\u2028\u2029\x00\x1b\u202e\ud800\uffff \u05d0\tx\r\ny\rz")
+HOSTILE = (
+    "</script><script>alert(1)</script><!-- {{data}} \"q\" 'a' & "
+    "\u2028\u2029\x00\x1b\u202e\ud800\uffff \u05d0\tx\r\ny\rz"
+)
 
 
 def decay(rate: float, steps: int) -> tuple[list[list[float]], list[float]]:
@@ -28,12 +31,20 @@ def model() -> Any:
 
     def make(name: str = "RNN", rate: float = 0.6, steps: int = 24, **parts: Any) -> ModelView:
         rows, profile = decay(rate, steps)
-        return ModelView(**{
-            "name": name, "cell": "rnn", "equations": "h_t = tanh(z_t)",
-            "profile": {"h": profile}, "maps": {"h": rows},
-            "history": [(s, 6 * 0.99**s, 6 * 0.99**s + 0.1 if s % 10 == 0 else None) for s in range(1, 51)],
-            "horizon": {"h": Reach(9)}, "half_life": {"h": math.log(0.5) / math.log(rate)},
-            "sample": SampleView("To be", " or not"), **parts})
+        return ModelView(
+            **{
+                "name": name,
+                "cell": "rnn",
+                "equations": "h_t = tanh(z_t)",
+                "profile": {"h": profile},
+                "maps": {"h": rows},
+                "history": [(s, 6 * 0.99**s, 6 * 0.99**s + 0.1 if s % 10 == 0 else None) for s in range(1, 51)],
+                "horizon": {"h": Horizon(9, False)},
+                "half_life": {"h": math.log(0.5) / math.log(rate)},
+                "sample": SampleView("To be", " or not"),
+                **parts,
+            }
+        )
 
     return make
 
@@ -43,10 +54,15 @@ def page(model: Any) -> Page:
     """A page of two models with every part."""
     lags = range(1, 24)
     return Page(
-        title="Two networks", verdict="The second one reaches farther.",
-        models=[model(), model("LSTM", 0.9)], window=24, data_horizon=14,
+        title="Two networks",
+        verdict="The second one reaches farther.",
+        models=[model(), model("LSTM", 0.9)],
+        window=24,
+        data_horizon=14,
         dependence=DependenceView(lags, [0.5 / d for d in lags], [0.01 for _ in lags]),
-        settings={"seed": 7, "seconds": 12.25}, floors={"uniform guess": 6.0})
+        settings={"seed": 7, "seconds": 12.25},
+        floors={"uniform guess": 6.0},
+    )
 
 
 @dataclass

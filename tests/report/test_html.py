@@ -13,12 +13,24 @@ from throughtime.report.html import value
 from throughtime.report.pack import pack
 
 
-@pytest.mark.parametrize(("number", "shown"), [
-    (None, "\u2014"), (math.nan, "NaN"), (math.inf, "\u221e"), (-math.inf, "&minus;\u221e"), (0.0, "0"),
-    (1.4396, "1.44"), (12.25, "12.2"), (127.0, "127"), (99999.4, "99999"), (0.0351, "0.0351"),
-    (-2.5, "&minus;2.50"),
-    (4.2e-7, "4.20 &times; 10<sup>&minus;7</sup>"), (3e9, "3.00 &times; 10<sup>9</sup>"),
-])
+@pytest.mark.parametrize(
+    ("number", "shown"),
+    [
+        (None, "\u2014"),
+        (math.nan, "NaN"),
+        (math.inf, "\u221e"),
+        (-math.inf, "&minus;\u221e"),
+        (0.0, "0"),
+        (1.4396, "1.44"),
+        (12.25, "12.2"),
+        (127.0, "127"),
+        (99999.4, "99999"),
+        (0.0351, "0.0351"),
+        (-2.5, "&minus;2.50"),
+        (4.2e-7, "4.20 &times; 10<sup>&minus;7</sup>"),
+        (3e9, "3.00 &times; 10<sup>9</sup>"),
+    ],
+)
 def test_value(number: float | None, shown: str) -> None:
     assert value(number) == shown
 

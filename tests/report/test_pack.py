@@ -50,7 +50,7 @@ def test_a_stride_keeps_the_last_loss_step(size: int, stride: int) -> None:
     assert kept[-1] == size - 1 and kept[0] >= 0 and kept[0] < stride
     back = unpack(packed)
     for i, t in enumerate(kept):
-        assert [round(v) for v in back[i][:i + 1]] == [1 + 100 * t + k for k in kept[:i + 1]]
+        assert [round(v) for v in back[i][: i + 1]] == [1 + 100 * t + k for k in kept[: i + 1]]
 
 
 @pytest.mark.parametrize("window", [1, 2, 128, 256, 512, 1000, 4096])

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from throughtime.report import DependenceView, ModelView, Page, Reach, SampleView, render
+from throughtime.flow import Horizon
+from throughtime.report import DependenceView, ModelView, Page, SampleView, render
 from throughtime.report.pack import PackedMap, unpack
 
 from .conftest import HOSTILE
@@ -20,9 +21,22 @@ from .conftest import HOSTILE
 
 def test_the_numbers_stand_in_the_html(page: Page, read: Any) -> None:
     text = read(page).text
-    for words in ("Two networks", "The second one reaches farther.", "The text asks for", "14", "1.36",
-                  "6.58", "3.73", "h_t = tanh(z_t)", "To be", " or not", "seconds", "12.25", "Half-life",
-                  "Hochreiter, S. (1991)"):
+    for words in (
+        "Two networks",
+        "The second one reaches farther.",
+        "The text asks for",
+        "14",
+        "1.36",
+        "6.58",
+        "3.73",
+        "h_t = tanh(z_t)",
+        "To be",
+        " or not",
+        "seconds",
+        "12.25",
+        "Half-life",
+        "Hochreiter, S. (1991)",
+    ):
         assert words in text
     assert "Figure 4." in text and "Figure 5." not in text
 
@@ -45,9 +59,18 @@ def test_the_data_round_trip(page: Page, read: Any) -> None:
 def test_hostile_text_stays_text_everywhere(model: Any, read: Any) -> None:
     clean = read(Page("t", "v", [model()], 24, settings={"a": 1}, floors={"f": 6.0}))
     bad = model(HOSTILE, cell=HOSTILE, equations=HOSTILE, sample=SampleView(HOSTILE, HOSTILE))
-    hostile = read(Page(
-        HOSTILE, HOSTILE, [bad], 24, settings={HOSTILE: HOSTILE}, floors={HOSTILE: 6.0}, unit=HOSTILE,
-        dateline=HOSTILE))
+    hostile = read(
+        Page(
+            HOSTILE,
+            HOSTILE,
+            [bad],
+            24,
+            settings={HOSTILE: HOSTILE},
+            floors={HOSTILE: 6.0},
+            unit=HOSTILE,
+            dateline=HOSTILE,
+        )
+    )
     without_signs = [(tag, a) for tag, a in hostile.tags if a.get("class") != "sign"]
     assert [tag for tag, _ in without_signs] == [tag for tag, _ in clean.tags]
     assert hostile.scripts == clean.scripts and hostile.styles == clean.styles
@@ -57,8 +80,7 @@ def test_hostile_text_stays_text_everywhere(model: Any, read: Any) -> None:
 
 
 def test_any_state_name_is_shown_as_text(model: Any, read: Any) -> None:
-    view = model(horizon={HOSTILE: 3}, profile={HOSTILE: [1.0, 0.5]}, maps={HOSTILE: [[1.0]]},
-                 half_life={HOSTILE: 1.0})
+    view = model(horizon={HOSTILE: 3}, profile={HOSTILE: [1.0, 0.5]}, maps={HOSTILE: [[1.0]]}, half_life={HOSTILE: 1.0})
     data = read(Page("t", "v", [view], 24)).data
     shown = data["models"][0]
     assert list(shown["maps"]) == list(shown["profile"]) == list(data["stateNames"]) == [shown["state"]]
@@ -83,8 +105,17 @@ def test_nothing_is_loaded_and_only_its_own_script_runs(page: Page, read: Any) -
 
 def test_the_script_builds_with_text_only(page: Page, read: Any) -> None:
     script = "".join(read(page).scripts)
-    for unsafe in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "Function(",
-                   "fetch(", "XMLHttpRequest", "import("):
+    for unsafe in (
+        "innerHTML",
+        "outerHTML",
+        "insertAdjacentHTML",
+        "document.write",
+        "eval(",
+        "Function(",
+        "fetch(",
+        "XMLHttpRequest",
+        "import(",
+    ):
         assert unsafe not in script
 
 
@@ -121,8 +152,12 @@ def test_averaging_a_history_keeps_what_went_wrong(model: Any, read: Any) -> Non
 
 
 def test_what_is_not_finite_is_said(model: Any, read: Any) -> None:
-    view = model(profile={"h": [1.0, math.inf, math.nan, 0.0]}, maps={"h": [[math.nan, 0], [math.inf, 1.0]]},
-                 history=[(1, 5.0, 5.0), (2, math.nan, math.inf)], half_life={"h": math.nan})
+    view = model(
+        profile={"h": [1.0, math.inf, math.nan, 0.0]},
+        maps={"h": [[math.nan, 0], [math.inf, 1.0]]},
+        history=[(1, 5.0, 5.0), (2, math.nan, math.inf)],
+        half_life={"h": math.nan},
+    )
     parts = read(Page("t", "v", [view], 24))
     shown = parts.data["models"][0]
     assert shown["profile"]["h"] == [1, "inf", "nan", 0] and shown["halfLife"]["h"] == "nan"
@@ -132,7 +167,7 @@ def test_what_is_not_finite_is_said(model: Any, read: Any) -> None:
 
 
 def test_half_life_beyond_the_window_and_open_horizons(model: Any, read: Any) -> None:
-    view = model(half_life={"h": math.inf}, horizon={"h": Reach(23, at_least=True)})
+    view = model(half_life={"h": math.inf}, horizon={"h": Horizon(23, True)})
     text = read(Page("t", "v", [view], 24)).text
     assert "> 23" in text and "\u2265 23" in text
 
@@ -159,7 +194,7 @@ def test_parts_without_data_are_left_out(read: Any) -> None:
 
 def test_in_use_is_a_column_only_where_measured(page: Page, model: Any, read: Any) -> None:
     assert "In use" not in read(page).text
-    assert "In use" in read(dataclasses.replace(page, models=[model(use=Reach(7))])).text
+    assert "In use" in read(dataclasses.replace(page, models=[model(use=Horizon(7, False))])).text
 
 
 def test_the_same_page_is_the_same_file(page: Page) -> None:

@@ -10,6 +10,7 @@ from torch.nn.functional import linear
 from throughtime.cells.cell import Cell
 from throughtime.errors import CellError
 
+
 def identity(v: torch.Tensor) -> torch.Tensor:
     """f(z) = z: the linear network."""
     return v

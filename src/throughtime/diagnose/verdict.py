@@ -9,7 +9,7 @@ from throughtime.flow import Horizon
 
 
 def verdict(data: Horizon, gradients: Mapping[str, Horizon], window: int) -> str:
-    """Says which of several models the data's dependencies can reach, by their gradient horizons.
+    """Says which of several models can reach the dependencies in the data, by their gradient horizons.
 
     data:      the data horizon, from `Dependence.horizon()`.
     gradients: for each model, by name, its gradient horizon.
@@ -25,20 +25,25 @@ def verdict(data: Horizon, gradients: Mapping[str, Horizon], window: int) -> str
     text = f"What comes next depends on what came {data} back"
     if data.steps > window - 1:
         text += f" (training looks back {window - 1})"
-    able = {name: h for name, h in gradients.items() if h.steps >= asked}
-    short = {name: h for name, h in gradients.items() if h.steps < asked}
-    # The one that falls shortest is named first, so that the contrast reads from less to more.
+    ranked = sorted(gradients.items(), key=lambda item: item[1].steps)  # from less to more
     parts = [
-        f"the gradient of the {name} vanishes after {h}" for name, h in sorted(short.items(), key=lambda kv: kv[1].steps)
+        f"the gradient of the {name} {'reaches' if h.steps >= asked else 'vanishes after'} {h}" for name, h in ranked
     ]
-    parts += [f"that of the {name} reaches {h}" for name, h in sorted(able.items(), key=lambda kv: kv[1].steps)]
-    if not short:
-        end = "each of them can learn it" if len(able) > 1 else "it can learn it"
-        parts[0] = parts[0].replace("that of", "the gradient of", 1)
-    elif able:
-        end = f"only the {' and the '.join(able)} can learn all of it"
-    else:
-        best = max(short, key=lambda name: short[name].steps)
-        end = "neither can learn all of it" if len(short) == 2 else "none can learn all of it" if len(short) > 2 else ""
-        end = f"{end}, and the {best} comes farthest" if end else "it cannot learn all of it"
-    return f"{text}; {', '.join(parts)}: {end}."
+    return f"{text}; {', '.join(parts)}: {_conclusion(ranked, asked)}."
+
+
+def _conclusion(ranked: list[tuple[str, Horizon]], asked: int) -> str:
+    able = [name for name, h in ranked if h.steps >= asked]
+    if len(able) == len(ranked):
+        return "each of them can learn all of it" if len(able) > 1 else "it can learn all of it"
+    if able:
+        return f"only the {' and the '.join(able)} can learn all of it"
+    name, best = ranked[-1]
+    if len(ranked) == 1:
+        return f"it hardly learns what lies more than {best} back"
+    second = ranked[-2][1].steps
+    none = "neither" if len(ranked) == 2 else "none"
+    if second == best.steps:
+        return f"{none} learns much of what lies more than {best} back"
+    span = f"{second + 1} steps" if second + 1 == best.steps else f"{second + 1} to {best.steps} steps"
+    return f"only the {name} learns what lies {span} back, and {none} much of what lies farther"

@@ -8,16 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from throughtime.cells import Cell
-from throughtime.engine import torch_backend
-from throughtime.engine.rules import with_rule
-from throughtime.engine.trace import trace
-from throughtime.engine.unroll import operands
 from throughtime.errors import FlowError
 from throughtime.flow.gradient_flow import GradientFlow
+from throughtime.flow.recurrence import Recurrence
 from throughtime.nn.layer import StackedLayer
 from throughtime.nn.layout import enter
-from throughtime.nn.stack import Weights
 
 
 def gradient_flow(
@@ -52,111 +47,55 @@ def gradient_flow(
     _check(module, x, reverse)
     g = _entering(module, x, loss, state)
     g, seq = (v.double() for v in (_time_first(g, module), enter(x, module.batch_first)[0].detach()))
-    cell, layers = module.step_cell(), module.layer_weights()
-    layer = range(len(layers))[layer] if -len(layers) <= layer < len(layers) else _no_such_layer(layer, layers)
-    directions = len(layers[0])
+    stack = recurrences(module, seq, _states(state, x))
+    if not -len(stack) <= layer < len(stack):
+        raise FlowError(f"there is no layer {layer}; the module has {len(stack)}, numbered 0..{len(stack) - 1}")
+    layer %= len(stack)
 
-    with torch.no_grad():
-        passes = _forward(cell, layers, seq, _states(state, x), module.skip)
-        above: Tensor | None = None  # what comes down from the layer above: [loss step, T, B, .]
-        sizes = [sum(p.out.shape[-1] for p in passes[k]) for k in range(len(layers))]
-        for k in reversed(range(len(layers))):
-            start = sum(sizes[:k]) if module.skip else 0
-            shown = module.skip or k == len(layers) - 1
-            direct = g[..., start : start + sizes[k]] if shown else None
-            want_below = k > layer
-            below: Tensor | None = None
-            for d in range(directions):
-                width = passes[k][d].out.shape[-1]
-                part = slice(d * width, (d + 1) * width)
-                maps, dx = passes[k][d].send_back(
-                    None if direct is None else direct[..., part],
-                    None if above is None else above[..., part],
-                    module.truncated,
-                    want_below,
-                )
-                if k == layer and d == int(reverse):
-                    return GradientFlow(maps, cell.name, layer, reverse)
-                if dx is not None:
-                    below = dx if below is None else below + dx
-            if below is not None and module.skip and k > 0:
-                below = below[..., seq.shape[-1] :]  # the rest went to the input itself
-            above = below
-    raise AssertionError("the layer asked for is among the layers")
+    widths = [sum(r.output.shape[-1] for r in directions) for directions in stack]
+    above: Tensor | None = None  # what comes down from the layer above: [loss step, T, B, .]
+    for k in reversed(range(layer, len(stack))):
+        start = sum(widths[:k]) if module.skip else 0
+        shown = module.skip or k == len(stack) - 1
+        direct = g[..., start : start + widths[k]] if shown else None
+        below, width = [], widths[k] // len(stack[k])
+        for d, recurrence in enumerate(stack[k]):
+            part = slice(d * width, (d + 1) * width)
+            maps, dx = recurrence.send_back(
+                None if direct is None else direct[..., part],
+                None if above is None else above[..., part],
+                want_dx=k > layer,
+            )
+            if k == layer and recurrence.reverse == reverse:
+                return GradientFlow(maps, recurrence.cell.name, layer, reverse)
+            below.append(dx)
+        above = torch.stack([dx for dx in below if dx is not None]).sum(0)
+        if module.skip:
+            above = above[..., seq.shape[-1] :]  # the rest went to the input itself
+    raise AssertionError("the layer asked for is in the stack")
 
 
-class _Pass:
-    """One layer in one direction, run forward in float64, ready to send gradients back."""
+def recurrences(module: StackedLayer, x: Tensor, states: list[Tensor] | None = None) -> list[list[Recurrence]]:
+    """The recurrences of a stack over x [T, B, D], layer by layer, the forward direction first.
 
-    def __init__(self, cell: Cell, w: Weights, x: Tensor, states: list[Tensor] | None, reverse: bool):
-        def double(v: Tensor | None) -> Tensor | None:
-            return None if v is None else v.detach().double()
-
-        W = w.weight_ih.detach().double()
-        units, matrices = ([v.detach().double() for v in group] for group in (w.units, w.matrices))
-        rest = (double(w.weight_hh), double(w.bias_ih), double(w.bias_hh))
-        self.cell, self.reverse = cell, reverse
-        self.v = operands(cell, x, W, *rest, units, matrices, states)
-        self.tape = trace(cell)
-        self.sequences, _, self.z = torch_backend.forward(self.tape, *self.v, None, reverse, True)
-        self.out = self.sequences[0]
-
-    def send_back(
-        self, direct: Tensor | None, above: Tensor | None, truncated: bool, want_dx: bool
-    ) -> tuple[dict[str, Tensor], Tensor | None]:
-        """The maps, and dL_t/dx [T, T, B, D] if asked for.
-
-        direct: g [T, B, .], which enters at its own step only; above: what enters at each step of this layer from
-        each loss [loss step, T, B, .].
-        """
-        v, T = self.v, self.out.shape[0]
-        tape = with_rule(self.tape, None, truncated)
-        lin = torch_backend.linearise(
-            tape, self.z, v.U, v.units, v.matrices, v.states, self.sequences, None, self.reverse, truncated, totals=True
-        )
-        totals = {o.name: o.values[0] for o in lin.tape.outputs if o.kind == "total"}
-        maps = {name: self.out.new_zeros(T, T) for name in ("z", *self.cell.states)}
-        dx = self.out.new_zeros(T, T, *v.x.shape[1:]) if want_dx else None
-        rows: list[int] = [] if above is None else list(range(T))  # the loss steps that are on their way
-
-        def inject(t: int, ds: list[Tensor]) -> list[Tensor]:
-            if above is not None:
-                ds = [ds[0] + above[:, t], *ds[1:]]
-                if direct is not None:
-                    ds[0][t] += direct[t]
-                return ds
-            # Only losses at steps already passed are on their way: a new row joins at each step.
-            assert direct is not None
-            rows.append(t)
-            new = [direct[t][None], *(d.new_zeros(1, *d.shape[1:]) for d in ds[1:])]
-            return [torch.cat([d, n]) for d, n in zip(ds, new, strict=True)]
-
-        start = [s.new_zeros(len(rows), *s.shape) for s in v.states]
-        for k, dz, _, values in torch_backend.backward_steps(lin, start, inject):
-            maps["z"][rows, k] = dz.flatten(1).norm(dim=1)
-            for name, number in totals.items():
-                value = values[number]
-                maps[name][rows, k] = value.expand(len(rows), *value.shape[-2:]).flatten(1).norm(dim=1)
-            if dx is not None:
-                dx[rows, k] = torch.matmul(dz[..., : v.W.shape[0]], v.W)
-        return maps, dx
-
-
-def _forward(
-    cell: Cell, layers: list[list[Weights]], x: Tensor, states: list[Tensor] | None, skip: bool
-) -> list[list[_Pass]]:
-    passes: list[list[_Pass]] = []
+    states: the initial ones, each [layers * dirs, B, .]; None for zeros. Without dropout, as in eval mode.
+    """
+    stack: list[list[Recurrence]] = []
     below, n = x, 0
-    for k, directions in enumerate(layers):
+    for k, directions in enumerate(module.layer_weights()):
         if k:
-            below = torch.cat([p.out for p in passes[-1]], -1)
-            below = torch.cat([x, below], -1) if skip else below
-        passes.append([])
-        for reverse, w in enumerate(directions):
-            first = None if states is None else [s[n].double() for s in states]
-            passes[-1].append(_Pass(cell, w, below, first, bool(reverse)))
+            below = torch.cat([r.output for r in stack[-1]], -1)
+            below = torch.cat([x, below], -1) if module.skip else below
+        stack.append([])
+        for d, weights in enumerate(directions):
+            first = None if states is None else [s[n] for s in states]
+            stack[-1].append(
+                Recurrence(
+                    module.step_cell(), weights, below, first, reverse=bool(d), truncated=module.truncated, layer=k
+                )
+            )
             n += 1
-    return passes
+    return stack
 
 
 def _entering(module: StackedLayer, x: Tensor, loss: Callable[[Tensor], Tensor] | Tensor, state: Any) -> Tensor:
@@ -214,7 +153,3 @@ def _check(module: Any, x: Any, reverse: bool) -> None:
         raise FlowError("the module has no reverse direction; leave out reverse=True")
     if not x.isfinite().all():
         raise FlowError("x holds NaN or infinite numbers; the gradient through them is not defined")
-
-
-def _no_such_layer(layer: int, layers: list[list[Weights]]) -> int:
-    raise FlowError(f"there is no layer {layer}; the module has {len(layers)}, numbered 0..{len(layers) - 1}")

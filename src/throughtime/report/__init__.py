@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from throughtime.errors import ReportError
-from throughtime.report.view import DependenceView, ModelView, Page, Reach, SampleView
+from throughtime.report.view import DependenceView, ModelView, Page, SampleView
 from throughtime.report.write import render, write
 
-__all__ = ["DependenceView", "ModelView", "Page", "Reach", "ReportError", "SampleView", "render", "write"]
+__all__ = ["DependenceView", "ModelView", "Page", "ReportError", "SampleView", "render", "write"]

@@ -21,33 +21,65 @@ def frames(page: Page, packed: Sequence[dict[str, PackedMap]]) -> str:
     """The frames of the figures that have data, numbered in order; the page's script draws into them."""
     parts: list[tuple[str, str, str]] = []
     if page.data_horizon is not None or any(m.horizon for m in page.models):
-        parts.append(("horizons", "How far the gradient reaches", (
-            "Each line runs from the loss, at lag 0, back to a horizon; where a model&rsquo;s line ends "
-            "short of the text&rsquo;s, what lies beyond is hardly learned. The tick on a line is its "
-            "half-life.")))
+        parts.append(
+            (
+                "horizons",
+                "How far the gradient reaches",
+                (
+                    "Each line runs from the loss, at lag 0, back to a horizon; where a model&rsquo;s line ends "
+                    "short of the text&rsquo;s, what lies beyond is hardly learned. The tick on a line is its "
+                    "half-life."
+                ),
+            )
+        )
     if any(m.profile for m in page.models):
-        below = (" Below: how much the text depends on itself at the same lag; inside the shade it is chance."
-                 if page.dependence is not None and page.dependence.lags else "")
-        parts.append(("lags", "How it fades with the lag", (
-            "Size of the gradient at each lag, relative to lag 0, on a logarithmic scale; the mark on a "
-            f"curve is its horizon, the last lag with at least {percent(page.fraction)}.{below}")))
+        below = (
+            " Below: how much the text depends on itself at the same lag; inside the shade it is chance."
+            if page.dependence is not None and page.dependence.lags
+            else ""
+        )
+        parts.append(
+            (
+                "lags",
+                "How it fades with the lag",
+                (
+                    "Size of the gradient at each lag, relative to lag 0, on a logarithmic scale; the mark on a "
+                    f"curve is its horizon, the last lag with at least {percent(page.fraction)}.{below}"
+                ),
+            )
+        )
     if any(packed):
-        parts.append(("map", "Every loss, every step of its past", (
-            "A row is one loss, a column one step of the past, the diagonal the present; colour is the size "
-            "of the gradient between the two and fades into the page where it vanishes. The dashed line is "
-            "the horizon.")))
+        parts.append(
+            (
+                "map",
+                "Every loss, every step of its past",
+                (
+                    "A row is one loss, a column one step of the past, the diagonal the present; colour is the size "
+                    "of the gradient between the two and fades into the page where it vanishes. The dashed line is "
+                    "the horizon."
+                ),
+            )
+        )
     if any(m.history for m in page.models):
         run = max(run_length(len(m.history)) for m in page.models)
         mean = f" Each point is the mean of up to {run} records." if run > 1 else ""
-        parts.append(("loss", "What training made of it", (
-            f"Bits per {escape(page.unit)} against training steps, lower is better: thin lines are training, "
-            f"thick lines with marks validation.{mean}")))
+        parts.append(
+            (
+                "loss",
+                "What training made of it",
+                (
+                    f"Bits per {escape(page.unit)} against training steps, lower is better: thin lines are training, "
+                    f"thick lines with marks validation.{mean}"
+                ),
+            )
+        )
     return "\n".join(
         f'<section class="drawn"><h2>{title}</h2>'
         f'<figure class="figure" id="figure-{kind}" data-figure="{kind}" '
         f'aria-labelledby="caption-{kind}"><div class="tools"></div><div class="stage"></div>'
         f'<figcaption id="caption-{kind}"><b>Figure {place}.</b> {caption}</figcaption></figure></section>'
-        for place, (kind, title, caption) in enumerate(parts, 1))
+        for place, (kind, title, caption) in enumerate(parts, 1)
+    )
 
 
 def storage(packed: Sequence[dict[str, PackedMap]]) -> str:
@@ -58,5 +90,7 @@ def storage(packed: Sequence[dict[str, PackedMap]]) -> str:
     bits, stride = maps[0].bits, maps[0].stride
     kept = f" One step in {stride} is kept." if stride > 1 else ""
     worst = math.expm1(max(p.error for p in maps) * math.log(10)) * 100
-    return (f"The maps are stored as {bits}-bit logarithms; a value read from them is within "
-            f"{value(worst, 2)} % of the one measured.{kept}")
+    return (
+        f"The maps are stored as {bits}-bit logarithms; a value read from them is within "
+        f"{value(worst, 2)} % of the one measured.{kept}"
+    )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 
+from throughtime.flow import Horizon
 from throughtime.report.text import escape, visible_html
-from throughtime.report.view import ModelView, Page, Reach
+from throughtime.report.view import ModelView, Page
 
 
 def accent(index: int) -> str:
@@ -31,7 +32,7 @@ def value(number: float | None, digits: int = 3) -> str:
     return f"{number:.{digits - 1 - math.floor(math.log10(abs(number)))}f}".replace("-", "&minus;")
 
 
-def steps(reach: Reach | None) -> str:
+def steps(reach: Horizon | None) -> str:
     """A horizon in words: 24, ≥ 127, or —."""
     return "—" if reach is None else f"{'≥ ' if reach.at_least else ''}{reach.steps}"
 
@@ -57,16 +58,24 @@ def headline(page: Page) -> str:
         state = f' <span class="state">{escape(model.state)}</span>' if model.state is not None else ""
         cells = [steps(horizon), _half_life(model), *([steps(model.use)] if use else []), value(model.valid)]
         name = f'<span class="name">{escape(model.name)}</span>{state}'
-        rows.append(f'<tr class="{accent(index)}"><th scope="row">{name}</th>'
-                    f'{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>')
+        rows.append(
+            f'<tr class="{accent(index)}"><th scope="row">{name}</th>'
+            f"{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+        )
     asks = "not measured" if page.data_horizon is None else "the farthest lag with dependence beyond chance"
-    asked = (f'<tr class="text"><th scope="row">The text asks for</th><td>{steps(page.data_horizon)}</td>'
-             f'<td colspan="{len(head) - 2}" class="aside">data horizon: {asks}</td></tr>')
-    columns = "".join(f'<th scope="col">{name}{f" <span>{unit}</span>" if unit else ""}</th>'
-                      for name, unit in zip(head, units, strict=True))
-    return (f'<table class="numbers{" wide" if use else ""}">'
-            '<caption class="hidden">Headline numbers</caption>'
-            f'<thead><tr>{columns}</tr></thead><tbody>{asked}{"".join(rows)}</tbody></table>')
+    asked = (
+        f'<tr class="text"><th scope="row">The text asks for</th><td>{steps(page.data_horizon)}</td>'
+        f'<td colspan="{len(head) - 2}" class="aside">data horizon: {asks}</td></tr>'
+    )
+    columns = "".join(
+        f'<th scope="col">{name}{f" <span>{unit}</span>" if unit else ""}</th>'
+        for name, unit in zip(head, units, strict=True)
+    )
+    return (
+        f'<table class="numbers{" wide" if use else ""}">'
+        '<caption class="hidden">Headline numbers</caption>'
+        f"<thead><tr>{columns}</tr></thead><tbody>{asked}{''.join(rows)}</tbody></table>"
+    )
 
 
 def samples(page: Page) -> str:
@@ -75,22 +84,26 @@ def samples(page: Page) -> str:
         f'<article class="sample {accent(index)}"><h3>{escape(model.name)}</h3>'
         f'<pre tabindex="0" dir="auto" aria-label="Text written by {escape(model.name)}">'
         f'<span class="prompt">{visible_html(model.sample.prompt)}</span>'
-        f'{visible_html(model.sample.text)}</pre></article>'
-        for index, model in enumerate(page.models) if model.sample is not None
+        f"{visible_html(model.sample.text)}</pre></article>"
+        for index, model in enumerate(page.models)
+        if model.sample is not None
     ]
     if not cards:
         return ""
-    return (f'<section><h2>What the networks write</h2><div class="samples">{"".join(cards)}</div>'
-            '<p class="caption">The underlined beginning is the prompt; the rest is the network&rsquo;s '
-            f"own, one {escape(page.unit)} at a time, fed back as its next input.</p></section>")
+    return (
+        f'<section><h2>What the networks write</h2><div class="samples">{"".join(cards)}</div>'
+        '<p class="caption">The underlined beginning is the prompt; the rest is the network&rsquo;s '
+        f"own, one {escape(page.unit)} at a time, fed back as its next input.</p></section>"
+    )
 
 
 def settings(page: Page) -> str:
     """The table of settings, as given; real numbers are shortened to 6 digits."""
     rows = "".join(
         f'<tr><th scope="row">{escape(name)}</th><td>'
-        f'{escape(f"{item:.6g}" if isinstance(item, float) else item)}</td></tr>'
-        for name, item in page.settings.items())
+        f"{escape(f'{item:.6g}' if isinstance(item, float) else item)}</td></tr>"
+        for name, item in page.settings.items()
+    )
     return f'<table class="settings"><caption>Settings</caption><tbody>{rows}</tbody></table>' if rows else ""
 
 
@@ -100,7 +113,9 @@ def equations(page: Page) -> str:
         f'<div class="{accent(index)}"><h3><span class="name">{escape(model.name)}</span> '
         f'<span class="state">{escape(model.cell)}</span></h3>'
         f'<pre class="equations" tabindex="0">{escape(model.equations)}</pre></div>'
-        for index, model in enumerate(page.models) if model.equations)
+        for index, model in enumerate(page.models)
+        if model.equations
+    )
     return f'<div class="cells">{cells}</div>' if cells else ""
 
 

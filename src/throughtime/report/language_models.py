@@ -42,7 +42,7 @@ def language_models_page(
     The headline horizons are those of the net inputs z: how far back the gradient still reaches the parameters.
     """
     window = text.train.window_length
-    reach = {m.name: m.horizon["z"] for m in models}
+    reach = {m.name: m.horizon["z"] for m in models if "z" in m.horizon}
     where = {
         "throughtime": __version__,
         "torch": torch.__version__,

@@ -62,12 +62,15 @@ def pack(rows: Sequence[Sequence[float]], bits: int = 16, stride: int = 1) -> Pa
     total = len(rows)
     if total < 1 or any(len(row) != total for row in rows):
         widths = sorted({len(row) for row in rows}) or [0]
-        raise ShapeError(f"a map must be [T, T], rows t and columns k; came {total} rows of {widths[0]} to "
-                         f"{widths[-1]} columns")
-    if any(value != 0 and not math.isnan(value) for t, row in enumerate(rows) for value in row[t + 1:]):
-        raise ShapeError("a map must be 0 where k > t (no gradient comes from the future); its rows are the "
-                         "loss steps t and its columns the steps k: pass its transpose, or, for a reverse "
-                         "direction, flip both axes")
+        raise ShapeError(
+            f"a map must be [T, T], rows t and columns k; came {total} rows of {widths[0]} to {widths[-1]} columns"
+        )
+    if any(value != 0 and not math.isnan(value) for t, row in enumerate(rows) for value in row[t + 1 :]):
+        raise ShapeError(
+            "a map must be 0 where k > t (no gradient comes from the future); its rows are the "
+            "loss steps t and its columns the steps k: pass its transpose, or, for a reverse "
+            "direction, flip both axes"
+        )
     steps = range((total - 1) % stride, total, stride)
     values = [float(rows[t][k]) for t in steps for k in steps if k <= t]
     if any(value < 0 for value in values):

@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from throughtime.flow import Horizon
 from throughtime.report.pack import PackedMap, colour_range, pack, plan
 from throughtime.report.text import visible
-from throughtime.report.view import STATE_NAMES, ModelView, Page, Reach
+from throughtime.report.view import STATE_NAMES, ModelView, Page
 
 POINTS = 1500
 """Points drawn per curve of the loss; a longer history is averaged in equal runs."""
@@ -26,7 +27,7 @@ def number(value: float | None) -> float | int | str | None:
     return int(short) if short.is_integer() and abs(short) < 1e15 else short
 
 
-def reach(value: Reach | None) -> dict[str, Any] | None:
+def reach(value: Horizon | None) -> dict[str, Any] | None:
     """A horizon as JSON."""
     return None if value is None else {"steps": value.steps, "atLeast": value.at_least}
 
@@ -42,7 +43,7 @@ def thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     A run that holds a NaN or an infinity is NaN or infinite itself: nothing bad is averaged away.
     """
     run = run_length(len(points))
-    parts = [points[start:start + run] for start in range(0, len(points), run)]
+    parts = [points[start : start + run] for start in range(0, len(points), run)]
     return [(part[-1][0], sum(bits for _, bits in part) / len(part)) for part in parts]
 
 
@@ -51,14 +52,21 @@ def _history(model: ModelView) -> dict[str, Any]:
         "train": thin([(step, bits) for step, bits, _ in model.history]),
         "valid": thin([(step, bits) for step, _, bits in model.history if bits is not None]),
     }
-    return {name: {"step": [number(s) for s, _ in curve], "bits": [number(b) for _, b in curve]}
-            for name, curve in curves.items()}
+    return {
+        name: {"step": [number(s) for s, _ in curve], "bits": [number(b) for _, b in curve]}
+        for name, curve in curves.items()
+    }
 
 
 def _map(packed: PackedMap) -> dict[str, Any]:
     return {
-        "size": packed.size, "first": packed.first, "stride": packed.stride, "bits": packed.bits,
-        "low": packed.low, "high": packed.high, "codes": packed.codes,
+        "size": packed.size,
+        "first": packed.first,
+        "stride": packed.stride,
+        "bits": packed.bits,
+        "low": packed.low,
+        "high": packed.high,
+        "codes": packed.codes,
     }
 
 
@@ -88,7 +96,9 @@ def payload(page: Page, packed: Sequence[dict[str, PackedMap]]) -> dict[str, Any
         "dataHorizon": reach(page.data_horizon),
         "stateNames": {visible(s): visible(STATE_NAMES.get(s, s)) for s in ordered(states)},
         "floors": [{"name": visible(name), "bits": number(value)} for name, value in page.floors.items()],
-        "dependence": None if dependence is None or not dependence.lags else {
+        "dependence": None
+        if dependence is None or not dependence.lags
+        else {
             "lags": [number(v) for v in dependence.lags],
             "bits": [number(v) for v in dependence.bits],
             "baseline": [number(v) for v in dependence.baseline],

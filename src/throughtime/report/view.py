@@ -8,27 +8,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from throughtime.errors import ConfigError, ShapeError
+from throughtime.flow import Horizon
 
 STATE_NAMES = {"h": "hidden state h", "c": "memory cell c", "z": "net input z"}
 """How the page calls the usual states; any other state goes by its own name."""
 
 
-@dataclass(frozen=True)
-class Reach:
-    """A horizon in steps; `at_least` if nothing within the window ended it."""
-
-    steps: int
-    at_least: bool = False
-
-    @classmethod
-    def of(cls, value: Any) -> Reach | None:
-        """A Reach from an int, from anything with `steps` and `at_least`, or None."""
-        if value is None or isinstance(value, Reach):
-            return value
-        steps = getattr(value, "steps", value)
-        if isinstance(steps, bool) or not hasattr(steps, "__index__") or steps.__index__() < 0:
-            raise ConfigError(f"a horizon is a whole number of steps, 0 or more; came {value!r}")
-        return cls(steps.__index__(), bool(getattr(value, "at_least", False)))
+def as_horizon(value: Any) -> Horizon | None:
+    """A Horizon from a whole number of steps, from a Horizon, or None."""
+    if value is None or isinstance(value, Horizon):
+        return value
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value.__index__() < 0:
+        raise ConfigError(f"a horizon is a whole number of steps, 0 or more; came {value!r}")
+    return Horizon(value.__index__(), False)
 
 
 def numbers(value: Any, what: str) -> tuple[float, ...]:
@@ -47,8 +39,10 @@ def matrix(value: Any, what: str) -> tuple[tuple[float, ...], ...]:
         raise ShapeError(f"{what}: expected [T, T] numbers; came {type(value).__name__}")
     rows = tuple(numbers(row, what) for row in value)
     if not rows or any(len(row) != len(rows) for row in rows):
-        raise ShapeError(f"{what}: expected [T, T], rows t and columns k; came {len(rows)} rows of lengths "
-                         f"{sorted({len(row) for row in rows})}")
+        raise ShapeError(
+            f"{what}: expected [T, T], rows t and columns k; came {len(rows)} rows of lengths "
+            f"{sorted({len(row) for row in rows})}"
+        )
     return rows
 
 
@@ -76,8 +70,10 @@ class DependenceView:
         for name in ("lags", "bits", "baseline"):
             object.__setattr__(self, name, numbers(getattr(self, name), f"dependence, {name}"))
         if not len(self.lags) == len(self.bits) == len(self.baseline):
-            raise ShapeError(f"dependence: lags, bits and baseline must be of one length; came "
-                             f"{len(self.lags)}, {len(self.bits)} and {len(self.baseline)}")
+            raise ShapeError(
+                f"dependence: lags, bits and baseline must be of one length; came "
+                f"{len(self.lags)}, {len(self.bits)} and {len(self.baseline)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -110,15 +106,16 @@ class ModelView:
         mine = f"model {self.name!r}"
         put("profile", {s: numbers(p, f"{mine}, profile {s!r}") for s, p in self.profile.items()})
         put("maps", {s: matrix(m, f"{mine}, map {s!r}") for s, m in self.maps.items()})
-        put("horizon", {s: Reach.of(r) for s, r in self.horizon.items()})
+        put("horizon", {s: as_horizon(r) for s, r in self.horizon.items()})
         put("half_life", {s: float(v) for s, v in self.half_life.items()})
-        put("use", Reach.of(self.use))
+        put("use", as_horizon(self.use))
         put("history", tuple(self._record(record, mine) for record in self.history))
         if any(not p for p in self.profile.values()):
             raise ShapeError(f"{mine}: a profile holds at least lag 0; came an empty one")
         if any(value < 0 for p in self.profile.values() for value in p):
-            raise ConfigError(f"{mine}: a profile holds sizes, which are never negative; pass the sizes, not "
-                              "their logarithms")
+            raise ConfigError(
+                f"{mine}: a profile holds sizes, which are never negative; pass the sizes, not their logarithms"
+            )
         if self.valid is None:
             put("valid", next((v for _, _, v in reversed(self.history) if v is not None), None))
 
@@ -128,8 +125,9 @@ class ModelView:
             step, train, valid = record
             return float(step), float(train), None if valid is None else float(valid)
         except (TypeError, ValueError) as error:
-            raise ShapeError(f"{mine}: a record of the history is (step, training bits, validation bits or "
-                             f"None); came {record!r}") from error
+            raise ShapeError(
+                f"{mine}: a record of the history is (step, training bits, validation bits or None); came {record!r}"
+            ) from error
 
     @property
     def state(self) -> str | None:
@@ -160,7 +158,7 @@ class Page:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "models", tuple(self.models))
-        object.__setattr__(self, "data_horizon", Reach.of(self.data_horizon))
+        object.__setattr__(self, "data_horizon", as_horizon(self.data_horizon))
         object.__setattr__(self, "floors", {name: float(value) for name, value in self.floors.items()})
         if not self.models:
             raise ConfigError("a page needs at least one model; came none")

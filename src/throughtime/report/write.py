@@ -46,22 +46,25 @@ def render(page: Page) -> str:
     script = "\n".join(asset(name) for name in SCRIPTS)
     packed = packed_maps(page)
     terms = {"percent": figures.percent(page.fraction), "unit": escape(page.unit)}
-    return _fill(asset("page.html"), {
-        "policy": f"default-src 'none'; script-src {_digest(script)}; style-src {_digest(style)}; "
-                  "base-uri 'none'; form-action 'none'",
-        "style": style,
-        "script": script,
-        "title": escape(page.title),
-        "verdict": escape(page.verdict),
-        "dateline": escape(page.dateline),
-        "numbers": html.headline(page),
-        "figures": figures.frames(page, packed),
-        "samples": html.samples(page),
-        "method": html.method(page),
-        "terms": _fill(asset("terms.html"), terms),
-        "storage": figures.storage(packed),
-        "data": script_json(payload(page, packed)),
-    })
+    return _fill(
+        asset("page.html"),
+        {
+            "policy": f"default-src 'none'; script-src {_digest(script)}; style-src {_digest(style)}; "
+            "base-uri 'none'; form-action 'none'",
+            "style": style,
+            "script": script,
+            "title": escape(page.title),
+            "verdict": escape(page.verdict),
+            "dateline": escape(page.dateline),
+            "numbers": html.headline(page),
+            "figures": figures.frames(page, packed),
+            "samples": html.samples(page),
+            "method": html.method(page),
+            "terms": _fill(asset("terms.html"), terms),
+            "storage": figures.storage(packed),
+            "data": script_json(payload(page, packed)),
+        },
+    )
 
 
 def write(page: Page, path: str | os.PathLike[str]) -> Path:

@@ -52,9 +52,7 @@ def save(
     buffer = io.BytesIO()
     torch.save(resume, buffer)
     files = {
-        WEIGHTS: safetensors.torch.save(
-            {k: v.detach().cpu().contiguous().clone() for k, v in weights.items()}
-        ),
+        WEIGHTS: safetensors.torch.save({k: v.detach().cpu().contiguous().clone() for k, v in weights.items()}),
         RESUME: buffer.getvalue(),
     }
     meta = {
@@ -108,9 +106,7 @@ def find(directory: Path, which: str) -> Path:
     if which == "last":
         which = names[-1]
     if which not in names:
-        raise CheckpointError(
-            f"there is no checkpoint {which!r} in {directory}; there are {', '.join(names)}"
-        )
+        raise CheckpointError(f"there is no checkpoint {which!r} in {directory}; there are {', '.join(names)}")
     return directory / which
 
 
@@ -154,9 +150,7 @@ def read_weights(path: Path, model: torch.nn.Module, digest: str) -> None:
         if name not in weights:
             raise bad(path, f"does not fit the model: {WEIGHTS} has no tensor {name}")
         if name not in wanted:
-            raise bad(
-                path, f"does not fit the model: {WEIGHTS} has a tensor {name} that the model does not know"
-            )
+            raise bad(path, f"does not fit the model: {WEIGHTS} has a tensor {name} that the model does not know")
         if weights[name].shape != wanted[name].shape:
             came, need = list(weights[name].shape), list(wanted[name].shape)
             raise bad(path, f"does not fit the model: {name} is {came} in {WEIGHTS} and {need} in the model")
@@ -184,17 +178,13 @@ def bad(path: Path, what: str, way_out: str = "") -> CheckpointError:
     if not way_out and others:
         other = step_name((earlier or others)[-1])
         way_out = f"use the {'previous' if earlier else 'later'} one with --checkpoint {other}"
-    return CheckpointError(
-        f"the checkpoint {path} {what}; {way_out or 'there is no other, so start the run again'}"
-    )
+    return CheckpointError(f"the checkpoint {path} {what}; {way_out or 'there is no other, so start the run again'}")
 
 
 def _checked(path: Path, name: str, digest: str) -> bytes:
     meta, content = read_meta(path), _read(path, name)
     if meta["config"] != digest:
-        raise bad(
-            path, "belongs to another config than the run's config.json", "bring back the right config.json"
-        )
+        raise bad(path, "belongs to another config than the run's config.json", "bring back the right config.json")
     if hashlib.sha256(content).hexdigest() != meta["sha256"][name]:
         raise bad(path, f"is damaged: {name} is not what was written (its sha256 differs)")
     return content

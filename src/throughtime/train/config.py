@@ -110,15 +110,11 @@ class LMConfig:
         if self.lr <= 0:
             raise ConfigError(f"lr must be greater than 0, got {self.lr:g}")
         if self.clip_norm < 0:
-            raise ConfigError(
-                f"clip_norm must be greater than 0, or 0 for no clipping, got {self.clip_norm:g}"
-            )
+            raise ConfigError(f"clip_norm must be greater than 0, or 0 for no clipping, got {self.clip_norm:g}")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout must be at least 0 and less than 1, got {self.dropout:g}")
         if not 0 <= self.valid_fraction < 1:
-            raise ConfigError(
-                f"valid_fraction must be at least 0 and less than 1, got {self.valid_fraction:g}"
-            )
+            raise ConfigError(f"valid_fraction must be at least 0 and less than 1, got {self.valid_fraction:g}")
 
     def digest(self) -> str:
         """A fingerprint of the options that a checkpoint depends on: all but the changeable ones."""

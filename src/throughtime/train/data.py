@@ -62,9 +62,7 @@ class Decoder:
 
     def feed(self, number: int) -> str:
         """The text that is complete now that `number` came."""
-        return (
-            self._characters[number] if self._characters is not None else self._utf8.decode(bytes([number]))
-        )
+        return self._characters[number] if self._characters is not None else self._utf8.decode(bytes([number]))
 
     def close(self) -> str:
         """What stands for a character that was left incomplete."""
@@ -166,9 +164,7 @@ def _number_characters(text: str, vocabulary: Vocabulary | None) -> tuple[Vocabu
     table[[ord(c) for c in vocabulary.characters]] = torch.arange(len(vocabulary), dtype=torch.int32)
     numbers = table[codes]
     if bool((numbers < 0).any()):
-        raise DataError(
-            "the text has characters that the vocabulary of this run does not have; it is another text"
-        )
+        raise DataError("the text has characters that the vocabulary of this run does not have; it is another text")
     return vocabulary, numbers
 
 

@@ -26,9 +26,7 @@ def writing(what: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise WriteError(
-            f"cannot write {what}: {error.strerror or error}; nothing half-written was left"
-        ) from None
+        raise WriteError(f"cannot write {what}: {error.strerror or error}; nothing half-written was left") from None
 
 
 def write_directory(place: Path, files: Mapping[str, bytes]) -> None:

@@ -123,9 +123,7 @@ def load(run_dir: str | Path, checkpoint: str = "best") -> LanguageModel:
     return model.eval()
 
 
-def _loop(
-    run: Run, text: TextData, session: Session, on_start: OnStart | None, on_step: OnStep | None
-) -> TrainResult:
+def _loop(run: Run, text: TextData, session: Session, on_start: OnStart | None, on_step: OnStep | None) -> TrainResult:
     config, model = session.config, session.model
     saved_at = session.step
     log = RunLog(run.log, until=session.step)
@@ -214,11 +212,7 @@ def _with_grad(model: torch.nn.Module) -> list[torch.nn.Parameter]:
 def _what_broke(model: torch.nn.Module, loss: float) -> str:
     if not math.isfinite(loss):
         return f"the loss is {loss}"
-    broken = [
-        name
-        for name, p in model.named_parameters()
-        if p.grad is not None and not bool(p.grad.isfinite().all())
-    ]
+    broken = [name for name, p in model.named_parameters() if p.grad is not None and not bool(p.grad.isfinite().all())]
     more = f" (and of {len(broken) - 1} more)" if len(broken) > 1 else ""
     return f"the gradient of {broken[0]}{more} is not finite, while the loss is {loss / math.log(2):.4g} bits"
 

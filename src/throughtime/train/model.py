@@ -27,9 +27,7 @@ class LanguageModel(nn.Module):
         if config.cell not in cells.NAMES:
             close = difflib.get_close_matches(config.cell, cells.NAMES, 1)
             hint = f" (did you mean {close[0]}?)" if close else ""
-            raise ConfigError(
-                f"there is no cell {config.cell!r}{hint}; the cells are {', '.join(cells.NAMES)}"
-            )
+            raise ConfigError(f"there is no cell {config.cell!r}{hint}; the cells are {', '.join(cells.NAMES)}")
         self.config, self.vocabulary = config, vocabulary
         self.embedding = nn.Embedding(len(vocabulary), config.embedding)
         self.recurrent = Recurrent(

@@ -151,9 +151,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise CheckpointError(
-            f"{path.parent} is not a run of throughtime train: it has no {path.name}"
-        ) from None
+        raise CheckpointError(f"{path.parent} is not a run of throughtime train: it has no {path.name}") from None
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
     except ValueError as error:

@@ -50,8 +50,7 @@ def read_log(path: Path, until: int | None = None) -> list[StepRecord]:
             record = StepRecord(**json.loads(line))
         except (ValueError, TypeError):
             raise CheckpointError(
-                f"line {number} of {path} is damaged; remove that line, or move the file away to go on "
-                f"without it"
+                f"line {number} of {path} is damaged; remove that line, or move the file away to go on without it"
             ) from None
         if until is None or record.step <= until:
             records.append(record)

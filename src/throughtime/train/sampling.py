@@ -11,9 +11,7 @@ from throughtime.errors import ConfigError, NonFiniteError
 from throughtime.train.model import LanguageModel
 
 
-def generate(
-    model: LanguageModel, prompt: str = "", length: int = 200, temperature: float = 1.0, seed: int = 0
-) -> str:
+def generate(model: LanguageModel, prompt: str = "", length: int = 200, temperature: float = 1.0, seed: int = 0) -> str:
     """The `length` symbols with which the model goes on after `prompt`; see `stream`."""
     return "".join(stream(model, prompt, length, temperature, seed))
 
@@ -60,9 +58,7 @@ def _stream(
                 logits, state = model(numbers.to(device), state)
             last = logits[-1, 0].cpu().double()
             if not bool(last.isfinite().all()):
-                raise NonFiniteError(
-                    "the model's output is not finite: its weights are broken; use another checkpoint"
-                )
+                raise NonFiniteError("the model's output is not finite: its weights are broken; use another checkpoint")
             if temperature == 0:
                 number = int(last.argmax())
             else:  # the maximum comes off first: the quotient may then only run to -inf, where p = 0

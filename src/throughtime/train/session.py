@@ -111,14 +111,13 @@ def private_torch(config: LMConfig) -> Iterator[None]:
             if isinstance(error, CheckpointError) or not _is_memory(error):
                 raise
             raise ConfigError(
-                "the model or its windows do not fit into memory; lower --hidden, --layers, --batch or "
-                "--window"
+                "the model or its windows do not fit into memory; lower --hidden, --layers, --batch or --window"
             ) from None
         finally:
             torch.set_num_threads(threads)
 
 
 def _is_memory(error: Exception) -> bool:
-    """torch reports a lack of CPU memory, or a size past 2**63 bytes, as a RuntimeError; only its text tells."""
+    """torch reports a lack of CPU memory, or a size past 2**63 bytes, as a RuntimeError known by its text."""
     signs = ("allocate memory", "not enough memory", "out of memory", "calculation overflowed")
     return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in signs)

@@ -1,0 +1,87 @@
+"""From the words of a command line to a command, and from its errors to one line and an exit status."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any, Union
+
+import tyro
+
+from throughtime import __version__
+from throughtime.cli.options import Demo, Sample, Train
+from throughtime.errors import NonFiniteError, ThroughtimeError
+from throughtime.train.files import WriteError
+
+_DESCRIPTION = """Train recurrent networks, and see how far back in time their gradients reach.
+
+`throughtime COMMAND --help` explains a command; `throughtime --version` prints the version."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status.
+
+    0: done. 1: the run failed (a NaN, a full disk). 2: the options or files given cannot be used.
+    130, 143: stopped by Ctrl-C or SIGTERM. An error is one line on stderr.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words in (["--version"], ["-V"]):
+        print(f"throughtime {__version__}")
+        return 0
+    try:
+        options = parse(words)
+        status = _run(options, words)
+        sys.stdout.flush()
+        return status
+    except ThroughtimeError as error:
+        _complain(f"error: {error}")
+        return 1 if isinstance(error, NonFiniteError | WriteError) else 2
+    except KeyboardInterrupt as stop:  # TrainingStopped, or a second Ctrl-C that did not wait
+        _complain(str(stop) or "stopped")
+        received = getattr(stop, "received", None)
+        return 128 + int(received) if received is not None else 130
+    except BrokenPipeError:  # the reader (head, less) has seen enough
+        _drop_output()
+        return 0
+    except OSError as error:  # the output itself cannot be written: a full disk, a lost terminal
+        _complain(f"error: {error}")
+        _drop_output()
+        return 1
+
+
+def parse(words: Sequence[str], train: Train | None = None) -> Train | Sample | Demo:
+    """The options in `words`; those of `train` that are not there are taken from `train`.
+
+    For words that make no sense, tyro explains them and exits with status 2.
+    """
+    commands: Any = Union[  # noqa: UP007  (made at run time)
+        Annotated[Train, tyro.conf.subcommand("train", default=train or Train())],
+        Annotated[Sample, tyro.conf.subcommand("sample")],
+        Annotated[Demo, tyro.conf.subcommand("demo")],
+    ]
+    return tyro.cli(commands, prog="throughtime", description=_DESCRIPTION, args=words)
+
+
+def _run(options: Train | Sample | Demo, words: Sequence[str]) -> int:
+    """Each command is imported when it is wanted, so that help does not wait for torch."""
+    if isinstance(options, Train):
+        from throughtime.cli import train
+
+        return train.main(options, words)
+    if isinstance(options, Sample):
+        from throughtime.cli import sample
+
+        return sample.main(options)
+    from throughtime.cli import demo
+
+    return demo.main(options) or 0
+
+
+def _drop_output() -> None:
+    """Send what is still in the buffer nowhere, or Python tries again, and complains, when it exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _complain(message: str) -> None:
+    print("throughtime: " + " ".join(message.split()), file=sys.stderr)

@@ -1,3 +1,64 @@
-"""throughtime: see, understand and cure the gradient through time of recurrent networks."""
+"""throughtime: see, understand and cure the gradient through time of recurrent networks.
+
+What most people need is here; the rest is in the submodules: `cells` (the equations), `engine` (how a cell runs through
+time), `nn` (the layers), `flow` (the gradient through time), `diagnose` (what it means), `train`, `report`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from throughtime import cells, diagnose, engine, flow, nn, report, train
+    from throughtime.cells import Cell
+    from throughtime.engine import unroll
+    from throughtime.errors import ThroughtimeError
+    from throughtime.flow import GradientFlow, gradient_flow
+    from throughtime.nn import Recurrent, convert
 
 __version__ = "0.1.0"
+
+_SUBMODULES = ("cells", "diagnose", "engine", "flow", "nn", "report", "train")
+_HOME = {
+    "Cell": "cells",
+    "GradientFlow": "flow",
+    "Recurrent": "nn",
+    "ThroughtimeError": "errors",
+    "convert": "nn",
+    "gradient_flow": "flow",
+    "unroll": "engine",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first used, so that `throughtime --help` need not wait for torch."""
+    if name in _SUBMODULES:
+        return import_module(f"{__name__}.{name}")
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_SUBMODULES, *_HOME])
+
+
+__all__ = [
+    "Cell",
+    "GradientFlow",
+    "Recurrent",
+    "ThroughtimeError",
+    "cells",
+    "convert",
+    "diagnose",
+    "engine",
+    "flow",
+    "gradient_flow",
+    "nn",
+    "report",
+    "train",
+    "unroll",
+]

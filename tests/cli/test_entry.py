@@ -186,7 +186,7 @@ def test_a_signal_saves_says_how_to_resume_and_sets_the_status(
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
 def test_a_reader_that_leaves_is_no_error_and_a_full_disk_is_one(text_file: Path, options: list[str]) -> None:
     assert main(["train", "cats.txt", *options]) == 0
-    sample = f"{sys.executable} -m throughtime.cli sample runs/cats-lstm"
+    sample = f"{sys.executable} -m throughtime sample runs/cats-lstm"
     command = f"{sample} --length 300 | head -c 1; {sample} --length 9 >/dev/full || echo status $? >&2"
     src = str(Path(throughtime.__file__).parents[1])
     done = subprocess.run(command, shell=True, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": src})

@@ -178,7 +178,7 @@ def test_a_step_that_cannot_be_traced_runs_on_the_reference():
             return torch.special.bessel_j0(z.h)
 
     x, W, U = torch.randn(3, 2, 4), torch.randn(5, 4), torch.randn(5, 5)
-    with pytest.raises(CellError, match='bessel_j0.*backend="reference"'):
+    with pytest.raises(CellError, match=r'bessel_j0.*backend="reference"'):
         unroll(Odd(), x, W, U)
     (h,), _ = unroll(Odd(), x, W, U, backend="reference")
     torch.testing.assert_close(h[0], torch.special.bessel_j0(x[0] @ W.T))

@@ -120,7 +120,7 @@ def fsync(handle):
 files.os.fsync = fsync
 train({config!r}, {str(tmp_path / "run")!r})
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, env={**os.environ, "PYTHONPATH": "src"})
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     names = sorted(os.listdir(tmp_path / "run" / "checkpoints"))
     assert names == [".tmp-step-000020", "step-000000", "step-000010"]

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from throughtime.engine import unroll
     from throughtime.errors import ThroughtimeError
     from throughtime.flow import GradientFlow, gradient_flow
-    from throughtime.nn import Recurrent, convert
+    from throughtime.nn import Recurrent
+    from throughtime.nn.convert import convert
 
 __version__ = "0.1.0"
 

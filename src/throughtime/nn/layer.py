@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from throughtime.nn.stack import Result, Rules, Weights, run_stack
 State = Tensor | tuple[Tensor, ...]
 
 
-class StackedLayer(torch.nn.Module):
+class StackedLayer(torch.nn.Module, ABC):
     """A stack of recurrent layers as a module; subclasses hold the parameters and check the input.
 
     Attributes that may be changed at any time: `clip`, `truncated`, `backend` (see `throughtime.engine.unroll`),
@@ -31,17 +32,17 @@ class StackedLayer(torch.nn.Module):
     truncated: bool
     backend: str
 
+    @abstractmethod
     def step_cell(self) -> Cell:
         """The cell whose equations this layer runs."""
-        raise NotImplementedError
 
+    @abstractmethod
     def layer_weights(self) -> list[list[Weights]]:
         """The weights, layer by layer, and in each layer the forward direction first."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _check(self, input: Any, state: Any) -> tuple[Tensor, ...] | None:
         """Raises where input and state do not fit; the state as a tuple, in the layout of the input."""
-        raise NotImplementedError
 
     def _run(self, input: Tensor | PackedSequence, state: Any) -> tuple[Result, Layout]:
         given = self._check(input, state)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from throughtime.flow import GradientFlow, gradient_flow
     from throughtime.nn import Recurrent
     from throughtime.nn.convert import convert
+    from throughtime.nn.explain import explain
 
 __version__ = "0.1.0"
 
@@ -27,6 +28,7 @@ _HOME = {
     "Recurrent": "nn",
     "ThroughtimeError": "errors",
     "convert": "nn",
+    "explain": "nn",
     "gradient_flow": "flow",
     "unroll": "engine",
 }
@@ -56,6 +58,7 @@ __all__ = [
     "convert",
     "diagnose",
     "engine",
+    "explain",
     "flow",
     "gradient_flow",
     "nn",

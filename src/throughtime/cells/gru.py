@@ -11,7 +11,8 @@ from throughtime.cells.cell import Cell
 class GRU(Cell):
     """Gated recurrent unit with the reset after the product (Cho 2014, in the form of cuDNN); torch's nn.GRU.
 
-    r_t, u_t = sigmoid(z_r), sigmoid(z_u)
+    r_t = sigmoid(z_r)
+    u_t = sigmoid(z_u)
     n_t = tanh(W_n x_t + b_n + r_t * (U_n h_{t-1} + b_hn))
     h_t = (1 - u_t) * n_t + u_t * h_{t-1}
     """
@@ -29,7 +30,8 @@ class GRU(Cell):
 class GRUResetBefore(Cell):
     """Gated recurrent unit with the reset before the product (Cho 2014, as first published).
 
-    r_t, u_t = sigmoid(z_r), sigmoid(z_u)
+    r_t = sigmoid(z_r)
+    u_t = sigmoid(z_u)
     n_t = tanh(W_n x_t + b_n + U_n (r_t * h_{t-1}))
     h_t = (1 - u_t) * n_t + u_t * h_{t-1}
     """

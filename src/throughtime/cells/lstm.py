@@ -11,7 +11,9 @@ from throughtime.cells.cell import Cell
 class LSTM(Cell):
     """Long short-term memory with input, forget and output gates (Gers 2000); torch's nn.LSTM.
 
-        i_t, f_t, o_t = sigmoid(z_i), sigmoid(z_f), sigmoid(z_o)
+        i_t = sigmoid(z_i)
+        f_t = sigmoid(z_f)
+        o_t = sigmoid(z_o)
         c_t = f_t * c_{t-1} + i_t * tanh(z_g)
         h_t = o_t * tanh(c_t)
 
@@ -30,7 +32,8 @@ class LSTM(Cell):
 class LSTM1997(Cell):
     """The first LSTM: input and output gates, no forget gate (Hochreiter & Schmidhuber 1997).
 
-        i_t, o_t = sigmoid(z_i), sigmoid(z_o)
+        i_t = sigmoid(z_i)
+        o_t = sigmoid(z_o)
         c_t = c_{t-1} + i_t * tanh(z_g)
         h_t = o_t * tanh(c_t)
 
@@ -49,7 +52,8 @@ class LSTM1997(Cell):
 class PeepholeLSTM(Cell):
     """LSTM with diagonal peepholes: each gate element sees its own memory cell only (Gers 2002; Graves 2013).
 
-    i_t, f_t = sigmoid(z_i + p_i * c_{t-1}), sigmoid(z_f + p_f * c_{t-1})
+    i_t = sigmoid(z_i + p_i * c_{t-1})
+    f_t = sigmoid(z_f + p_f * c_{t-1})
     c_t = f_t * c_{t-1} + i_t * tanh(z_g)
     o_t = sigmoid(z_o + p_o * c_t)
     h_t = o_t * tanh(c_t)
@@ -69,7 +73,9 @@ class PeepholeLSTM(Cell):
 class ProjectedLSTM(LSTM):
     """LSTM whose output is projected to P < H units before it is carried (Sak 2014); nn.LSTM with proj_size.
 
-    i_t, f_t, o_t = sigmoid(z_i), sigmoid(z_f), sigmoid(z_o)
+    i_t = sigmoid(z_i)
+    f_t = sigmoid(z_f)
+    o_t = sigmoid(z_o)
     c_t = f_t * c_{t-1} + i_t * tanh(z_g)
     h_t = W_hr (o_t * tanh(c_t))
     """

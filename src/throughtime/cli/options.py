@@ -78,7 +78,7 @@ class Demo:
 
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("runs/demo")
     """Where everything goes; with -2, -3, ... behind it where that is taken."""
-    steps: int = 400
+    steps: int = 800
     """Updates of each network."""
     seed: int = 0
     """Seed of everything random."""

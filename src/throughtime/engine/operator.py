@@ -1,8 +1,8 @@
 """The one operator behind `unroll`: forward, backward and double backward, as torch's dispatcher sees them.
 
 The operator takes the tape as text, so that it is complete in itself: it can be compiled, exported and sent to
-another process. `throughtime::unroll` gives back, in one list, the states at every step, the last states, and the
-net inputs z kept for the backward pass. `throughtime::unroll_backward` is its derivative, by the derived tape; the
+another process. `throughtime::unroll` gives back, in one list, the states at every step, the last states, and what its
+backend keeps for the backward pass. `throughtime::unroll_backward` is its derivative, by the derived tape; the
 derivative of that is the reference loop's, which autograd differentiates as often as asked.
 """
 
@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from throughtime.engine import interpret, reference, torch_backend
+from throughtime.engine import interpret, reference
+from throughtime.engine.backends import BACKENDS
 from throughtime.engine.rules import with_rule
 from throughtime.engine.tape import Tape, loads
 
@@ -37,24 +38,29 @@ def unroll_op(
     reverse: bool,
     clip: float | None,
     truncated: bool,
+    backend: str,
     save: bool,
 ) -> list[Tensor]:
     # Whoever calls has chosen the dtypes; a surrounding autocast must not choose again, product by product.
     with torch.autocast(x.device.type, enabled=False):
-        sequences, finals, z = torch_backend.forward(
+        sequences, finals, saved = BACKENDS[backend].forward(
             _tape(program, clip, truncated), x, W, U, b, units, matrices, states, lengths, reverse, save
         )
-    return [*sequences, *finals, z]
+    return [*sequences, *finals, saved]
 
 
 @unroll_op.register_fake
-def _(program, x, W, U, b, units, matrices, states, lengths, reverse, clip, truncated, save):
-    (T, B, _), tape = x.shape, loads(program)
+def _(program, x, W, U, b, units, matrices, states, lengths, reverse, clip, truncated, backend, save):
+    (T, B, _), first = x.shape, states[0]
     sequences = [s.new_empty(T, B, s.shape[1]) for s in states]
     finals = [s.new_empty(B, s.shape[1]) for s in states]
-    z = states[0].new_empty(T, B, b.shape[0]) if save else states[0].new_empty(0)
-    assert len(tape.outputs) == len(states)
-    return [*sequences, *finals, z]
+    if not save:
+        return [*sequences, *finals, first.new_empty(0)]
+    tape = _tape(program, clip, truncated)
+    # A program is made for one H: as a symbol it becomes a number here, T and B stay symbols.
+    H, P = int(b.shape[0]) // len(tape.columns), int(first.shape[1])
+    width = BACKENDS[backend].saved_width(tape, H, P, [(int(m.shape[0]), int(m.shape[1])) for m in matrices])
+    return [*sequences, *finals, first.new_empty(T, B, width)]
 
 
 @torch.library.custom_op("throughtime::unroll_backward", mutates_args=())
@@ -69,26 +75,27 @@ def backward_op(
     states: Sequence[Tensor],
     lengths: Tensor | None,
     sequences: Sequence[Tensor],
-    z: Tensor,
+    saved: Tensor,
     d_sequences: Sequence[Tensor],
     d_finals: Sequence[Tensor],
     reverse: bool,
     clip: float | None,
     truncated: bool,
+    backend: str,
     need_dx: bool,
 ) -> list[Tensor]:
     with torch.autocast(x.device.type, enabled=False):
-        return torch_backend.backward(
+        return BACKENDS[backend].backward(
             _tape(program, clip, truncated),
-            x, W, U, b, units, matrices, states, lengths, sequences, z, d_sequences, d_finals,
+            x, W, U, b, units, matrices, states, lengths, sequences, saved, d_sequences, d_finals,
             reverse, truncated, need_dx,
         )  # fmt: skip
 
 
 @backward_op.register_fake
 def _(
-    program, x, W, U, b, units, matrices, states, lengths, sequences, z, d_sequences, d_finals,
-    reverse, clip, truncated, need_dx,
+    program, x, W, U, b, units, matrices, states, lengths, sequences, saved, d_sequences, d_finals,
+    reverse, clip, truncated, backend, need_dx,
 ):  # fmt: skip
     def like(v: Tensor) -> Tensor:
         return v.new_empty(v.shape)
@@ -101,8 +108,8 @@ def _(
 
 
 def _setup(ctx: Any, inputs: tuple, output: list[Tensor]) -> None:
-    program, x, W, U, b, units, matrices, states, lengths, reverse, clip, truncated, save = inputs
-    ctx.program, ctx.rule = program, (reverse, clip, truncated)
+    program, x, W, U, b, units, matrices, states, lengths, *rule, _ = inputs
+    ctx.program, ctx.rule = program, tuple(rule)  # reverse, clip, truncated, backend
     ctx.sizes = (len(units), len(matrices), len(states))
     ctx.has_lengths = lengths is not None
     ctx.need_dx = x.requires_grad
@@ -113,7 +120,6 @@ def _setup(ctx: Any, inputs: tuple, output: list[Tensor]) -> None:
     S = len(states)
     ctx.save_for_backward(*kept, *output[:S], output[-1])
     ctx.shapes = [(tuple(o.shape), o.dtype, o.device) for o in output[: 2 * S]]
-    ctx.saved_z = save
     ctx.set_materialize_grads(False)
 
 
@@ -123,21 +129,20 @@ def _derivative(ctx: Any, grads: list[Tensor | None]) -> tuple:
     x, W, U, b, *rest = saved[: ctx.n_kept]
     lengths = rest.pop() if ctx.has_lengths else None
     units, matrices, states = _split(rest, n_units, n_matrices, S)
-    *sequences, z = saved[ctx.n_kept :]
+    *sequences, kept = saved[ctx.n_kept :]
     # An output that the loss does not use has no gradient: a zero that takes no memory stands for it.
     d = [
         torch.zeros((), dtype=dtype, device=device).expand(shape) if g is None else g
         for g, (shape, dtype, device) in zip(grads, ctx.shapes, strict=False)
     ]
-    reverse, clip, truncated = ctx.rule
     out = torch.ops.throughtime.unroll_backward(
-        ctx.program, x, W, U, b, units, matrices, states, lengths, sequences, z, d[:S], d[S:],
-        reverse, clip, truncated, ctx.need_dx,
+        ctx.program, x, W, U, b, units, matrices, states, lengths, sequences, kept, d[:S], d[S:],
+        *ctx.rule, ctx.need_dx,
     )  # fmt: skip
     dx, dW, dU, db, *rest = out
     d_units, d_matrices, d_states = _split(rest, n_units, n_matrices, S)
     dx = dx if ctx.need_dx else None
-    return None, dx, dW, dU, db, d_units, d_matrices, d_states, None, None, None, None, None
+    return None, dx, dW, dU, db, d_units, d_matrices, d_states, None, None, None, None, None, None
 
 
 def _split(values: Sequence[Tensor], *sizes: int) -> list[list[Tensor]]:
@@ -155,7 +160,7 @@ unroll_op.register_autograd(_derivative, setup_context=_setup)
 
 
 def _setup_backward(ctx: Any, inputs: tuple, output: list[Tensor]) -> None:
-    # The sequences and z are results of the forward pass: the reference works them out again, differentiably.
+    # The sequences and what was saved come from the forward pass: the reference works them out anew, differentiably.
     program, x, W, U, b, units, matrices, states, lengths, _, _, d_sequences, d_finals, *rule, _ = inputs
     ctx.program, ctx.rule = program, tuple(rule)
     ctx.sizes = (len(units), len(matrices), len(states))
@@ -167,7 +172,7 @@ def _setup_backward(ctx: Any, inputs: tuple, output: list[Tensor]) -> None:
 
 def _second_derivative(ctx: Any, grads: list[Tensor | None]) -> tuple:
     n_units, n_matrices, S = ctx.sizes
-    reverse, clip, truncated = ctx.rule
+    reverse, clip, truncated, _ = ctx.rule
     saved = list(ctx.saved_tensors)
     lengths = saved.pop() if ctx.has_lengths else None
     tape = _tape(ctx.program, clip, truncated)
@@ -201,7 +206,7 @@ def _second_derivative(ctx: Any, grads: list[Tensor | None]) -> tuple:
     nothing = [None] * S
     return (
         None, dx, dW, dU, db, d_units, d_matrices, d_states, None, nothing, None, d_grads[:S], d_grads[S:],
-        None, None, None, None,
+        None, None, None, None, None,
     )  # fmt: skip
 
 

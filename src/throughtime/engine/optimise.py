@@ -59,7 +59,7 @@ def split(tape: Tape, shown: tuple[bool, ...]) -> Split:
     What can be had from the states before and after the step at small cost is computed again rather than kept.
     """
     plain = _without_identities(tape)
-    back = _without_identities(derive(tape))
+    back = _relu_by_its_result(_without_identities(derive(tape)), plain)
     seen: dict[tuple, int] = {}
     front_keys, back_keys = _keys(plain, seen), _keys(back, seen)
     value_of = {key: v for v, key in reversed(list(enumerate(front_keys)))}
@@ -89,10 +89,18 @@ def split(tape: Tape, shown: tuple[bool, ...]) -> Split:
         op = back.ops[v - n]
         return DEAR.get(op.name, 1) + sum(price(a) for a in set(op.args))
 
-    for v in sorted(read):
-        if price(v) > PATIENCE:
+    def hold(v: int) -> None:
+        if price(v) <= PATIENCE:
+            return
+        if back_keys[v] in value_of:
             free[v] = Input("k", str(len(kept)))
             kept.append(value_of[back_keys[v]])
+        else:  # the derivative's own: it is computed from what the forward pass has
+            for a in back.ops[v - n].args:
+                hold(a)
+
+    for v in sorted(read):
+        hold(v)
 
     outputs = [*plain.outputs, *(Output("k", str(j), (v,)) for j, v in enumerate(kept))]
     forward = Tape(tape.columns, plain.inputs, plain.ops, tuple(outputs))
@@ -149,6 +157,25 @@ def _without_identities(tape: Tape) -> Tape:
         ops.append(Op(op.name, tuple(number[a] for a in op.args), op.consts))
     outputs = tuple(Output(o.kind, o.name, tuple(number[v] for v in o.values)) for o in tape.outputs)
     return Tape(tape.columns, tape.inputs, tuple(ops), outputs).pruned()
+
+
+def _relu_by_its_result(back: Tape, plain: Tape) -> Tape:
+    # a > 0 where relu(a) > 0: the result is a state, often, and need not be kept.
+    seen: dict[tuple, int] = {}
+    front_keys, back_keys = _keys(plain, seen), _keys(back, seen)
+    rectified = {front_keys[op.args[0]] for op in plain.ops if op.name == "relu"}
+    n = len(back.inputs)
+    number = {i: i for i in range(n)}
+    ops: list[Op] = []
+    for i, op in enumerate(back.ops):
+        args = tuple(number[a] for a in op.args)
+        if op.name == "heaviside" and op.consts == (0.0,) and back_keys[op.args[0]] in rectified:
+            ops.append(Op("relu", args))
+            args = (n + len(ops) - 1,)
+        ops.append(Op(op.name, args, op.consts))
+        number[n + i] = n + len(ops) - 1
+    outputs = tuple(Output(o.kind, o.name, tuple(number[v] for v in o.values)) for o in back.outputs)
+    return Tape(back.columns, back.inputs, tuple(ops), outputs).pruned()
 
 
 def fuse(tape: Tape) -> Tape:

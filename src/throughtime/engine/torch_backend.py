@@ -66,6 +66,11 @@ def forward(
     return sequences, finals, z if save else z.new_empty(0)
 
 
+def saved_width(tape: Tape, H: int, P: int, matrices: Sequence[tuple[int, int]]) -> int:
+    """How many numbers a row (one sequence, one step) keeps from the forward for the backward pass: its net inputs."""
+    return len(tape.columns) * H
+
+
 @dataclass
 class Linearised:
     """One unrolled pass, ready to send gradients back through: all that does not depend on them is computed.

@@ -11,11 +11,10 @@ from torch import Tensor
 
 from throughtime.cells import Cell
 from throughtime.engine import reference
+from throughtime.engine.backends import choose
 from throughtime.engine.operator import unroll_op
 from throughtime.engine.trace import program, step_of
 from throughtime.errors import BackendError, ShapeError
-
-BACKENDS = ("auto", "torch", "reference")
 
 
 def unroll(
@@ -53,8 +52,9 @@ def unroll(
     truncated: the truncated gradient (Hochreiter & Schmidhuber 1997): no error flows from a net input back to a
                state; it leaves a memory cell along the carousel only.
 
-    backend: "torch" runs the traced tape; "reference" runs the cell's own `step` in a loop under autograd (for
-    steps that cannot be traced; without training rules); "auto" is "torch".
+    backend: "cpu" runs the traced tape with kernels in C++, "torch" with torch's operations, step by step; "reference"
+    runs the cell's own `step` in a loop under autograd (for steps that cannot be traced; without training rules);
+    "auto" is "cpu" where the kernels can, else "torch". See `throughtime.explain`.
 
     Under autocast the products run in autocast's dtype; states, net inputs and the step stay in the states' dtype
     (float32 for float32 parameters).
@@ -62,17 +62,15 @@ def unroll(
     Raises ShapeError where sizes, dtypes or devices do not fit, CellError where the step cannot be traced,
     BackendError for a backend that does not exist or cannot do what is asked.
     """
-    if backend not in BACKENDS:
-        raise BackendError(f"unknown backend {backend!r}; it must be one of {', '.join(BACKENDS)}")
     if clip is not None and not (clip > 0 and math.isfinite(clip)):
         raise ShapeError(f"clip must be a positive number, the bound of the derivative; came {clip}")
     v = operands(cell, x, weight_ih, weight_hh, bias_ih, bias_hh, units, matrices, states, lengths)
     S = len(v.states)
-
+    backend, why = choose(backend, x.device.type, v.states[0].dtype, v.W.dtype)
     if backend == "reference":
         if clip is not None or truncated:
             raise BackendError(
-                'the training rules clip and truncated need the traced step; choose backend="torch" for them'
+                f"the training rules clip and truncated need the traced step; the reference backend has none ({why})"
             )
         with torch.autocast(x.device.type, enabled=False):
             sequences, finals = reference.unroll(
@@ -82,7 +80,7 @@ def unroll(
 
     tensors = [v.x, v.W, v.U, v.b, *v.units, *v.matrices, *v.states]
     save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    out = unroll_op(program(cell), *v, lengths, reverse, clip, truncated, save)
+    out = unroll_op(program(cell), *v, lengths, reverse, clip, truncated, backend, save)
     return tuple(out[:S]), tuple(out[S : 2 * S])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from throughtime.nn.convert import convert
+from throughtime.nn.explain import explain
 from throughtime.nn.family import (
     LSTM1997,
     AdditiveMemory,
@@ -28,4 +29,5 @@ __all__ = [
     "Recurrent",
     "TunedRNN",
     "convert",
+    "explain",
 ]

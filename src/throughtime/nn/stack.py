@@ -11,7 +11,7 @@ from torch import Tensor
 
 from throughtime.cells import Cell
 from throughtime.engine import unroll
-from throughtime.engine.unroll import BACKENDS
+from throughtime.engine.backends import NAMES
 from throughtime.errors import BackendError, ConfigError
 from throughtime.nn.layout import Layout
 
@@ -54,8 +54,8 @@ def check_rules(clip: float | None, truncated: bool, backend: str) -> Rules:
         raise ConfigError(f"clip must be a positive number, the bound of the derivative, or None; came {clip}")
     if not isinstance(truncated, bool):
         raise ConfigError(f"truncated must be True or False; came {truncated!r}")
-    if backend not in BACKENDS:
-        raise BackendError(f"unknown backend {backend!r}; it must be one of {', '.join(BACKENDS)}")
+    if backend not in NAMES:
+        raise BackendError(f"unknown backend {backend!r}; it must be one of {', '.join(NAMES)}")
     return Rules(clip, truncated, backend)
 
 
@@ -76,7 +76,6 @@ def run_stack(
     element of a layer's output is left out on its way to the layer above; 0 outside training. skip: the input
     goes to every layer and every layer's output to the output (Graves 2013).
     """
-    rules = _fit(rules, layers[0][0].weight_ih)
     below = x
     outputs: list[Tensor] = []
     sequences: list[tuple[Tensor, ...]] = []
@@ -108,15 +107,3 @@ def run_stack(
         outputs.append(here[0] if len(here) == 1 else torch.cat(here, -1))
     output = torch.cat(outputs, -1) if skip and len(outputs) > 1 else outputs[-1]
     return Result(output, tuple(torch.stack(column) for column in zip(*finals, strict=True)), sequences)
-
-
-def _fit(rules: Rules, weight: Tensor) -> Rules:
-    # The tape's derivative is that of real numbers; the reference loop leaves complex ones to autograd.
-    if not weight.is_complex() or rules.backend == "reference":
-        return rules
-    if rules.backend != "auto" or rules.clip is not None or rules.truncated:
-        raise BackendError(
-            f"weights of {weight.dtype} run on the reference backend only, without clip and truncated; "
-            'choose backend="auto" and no training rule, or real weights'
-        )
-    return rules._replace(backend="reference")

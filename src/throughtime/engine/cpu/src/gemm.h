@@ -136,7 +136,8 @@ void times_panel(int M, int K, Left<T> A, const T* panel, int vectors, Target<T>
     if (M <= 0) return;
     const int tiles = (M + tallest[vectors] - 1) / tallest[vectors], least_rows = M / tiles, more = M % tiles;
     const int width = vectors * lanes<T>;
-    const int block = tiles == 1 ? most(K, 1) : (int)(24576 / sizeof(T) / width);
+    const int most_words = 32768 / sizeof(T) / width, blocks = tiles == 1 ? 1 : (K + most_words - 1) / most_words;
+    const int block = most(1, (K + blocks - 1) / most(1, blocks));
     const TileKernel<T> small = tile_kernel<T, TURNED, PAIRS>(least_rows, vectors);
     const TileKernel<T> large = more ? tile_kernel<T, TURNED, PAIRS>(least_rows + 1, vectors) : small;
     for (int k = 0; k == 0 || k < K; k += block) {

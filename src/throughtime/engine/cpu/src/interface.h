@@ -3,6 +3,12 @@
 #pragma once
 #include <stdint.h>
 
+#if defined(__GNUC__)
+#define TT_API __attribute__((visibility("default")))
+#else
+#define TT_API
+#endif
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -30,7 +36,7 @@ typedef struct { int64_t code, d, a, b, c; double k0, k1; } tt_instruction;
 /* Instructions on values of one width, run tile by tile. Sweeps stand in the order of their stages. */
 typedef struct { int64_t stage, width, first, count; } tt_sweep;
 /* Between the stages: what needs all units of a row. turned: a M^T, else a M. matrix < 0: the mean over units. */
-typedef struct { int64_t stage, matrix, turned, source, d, width; } tt_whole_row;
+typedef struct { int64_t stage, matrix, turned, source, source_width, d, width; } tt_whole_row;
 
 typedef struct {
     const tt_place* places;
@@ -39,7 +45,7 @@ typedef struct {
     const tt_whole_row* whole_rows;
     const int64_t *step_widths, *chunk_widths, *kept_offsets;
     int64_t n_places, n_sweeps, n_whole_rows, n_steps, n_chunks, n_temps, stages;
-    int64_t direct; /* backward: whether the tape itself writes the gradient of the first state */
+    int64_t ds_written, dz_written; /* backward: which gradients of states, of columns, the tape writes; a bit each */
 } tt_program;
 
 /* groups matrices [words, columns] in panels `width` columns wide. */
@@ -57,9 +63,10 @@ typedef struct {
 typedef struct {
     const tt_program* program;
     const int64_t* offset;
+    const int64_t* column_of; /* for each column in this order, its place in bias and db */
     int64_t T, B, D, H, P, S, n_units, C, nx, h0, nh, reverse, dtype, pairs, threads;
     const void* x;      /* [rows, D]; words under bf16 */
-    const void* bias;   /* [C, H] */
+    const void* bias;   /* [C, H], in the cell's order */
     const tt_panels *W, *U, *matrices;
     const void* const* units;       /* n_units x [H] */
     const void* const* first;       /* S x [B, width] */
@@ -69,7 +76,7 @@ typedef struct {
     void* kept;                     /* [rows, kept_row] */
     int64_t kept_row;
     int64_t chunk;                  /* rows that a chunk of steps should have */
-    int64_t alone;                  /* 1: rows are never split over threads, for tests */
+    int64_t row_groups;             /* the threads stand row_groups x (threads / row_groups): rows x units */
 } tt_forward_call;
 
 typedef struct {
@@ -81,7 +88,7 @@ typedef struct {
     const int64_t *x_blocks, *h_blocks; /* row blocks of W and of U, by column */
     const void* x_rows;             /* x as it came, float or bf16 */
     int64_t x_bf16, truncated;
-    void *dx, *dW, *dU, *db;        /* db: [C, H] */
+    void *dx, *dW, *dU, *db;        /* db: [C, H], in the cell's order */
     void* const* d_units;           /* n_units x [H] */
     void* const* d_matrices;
     const int64_t* matrix_shapes;   /* rows, columns of each matrix */
@@ -89,21 +96,25 @@ typedef struct {
     int64_t n_pairs, n_matrices;
 } tt_backward_call;
 
-int tt_forward(const tt_forward_call*);
-int tt_backward(const tt_backward_call*);
-int tt_pack(const tt_packing*, int64_t threads);
+TT_API int tt_forward(const tt_forward_call*);
+TT_API int tt_backward(const tt_backward_call*);
+TT_API int tt_pack(const tt_packing*, int64_t threads);
 /* rows[i] of source -> out[i], or with scatter source[i] -> rows[i] of out; `bytes` a row. */
-int tt_move_rows(void* out, const void* source, const int64_t* rows, int64_t n, int64_t bytes, int64_t scatter, int64_t threads);
+TT_API int tt_move_rows(void* out, const void* source, const int64_t* rows, int64_t n, int64_t bytes, int64_t scatter, int64_t threads);
+/* Asks for large pages: an output of many megabytes costs less to touch for the first time. */
+TT_API void tt_large_pages(void* memory, int64_t bytes);
+/* A hash of 64 words spread over a weight. */
+TT_API uint64_t tt_fingerprint(const void* memory, int64_t bytes);
 /* A function of the tape by its code, for tests: out[i] = f(a[i]). */
-int tt_apply(int64_t code, int64_t dtype, void* out, const void* a, int64_t n);
+TT_API int tt_apply(int64_t code, int64_t dtype, void* out, const void* a, int64_t n);
 /* The machine: the widest instruction set it runs, the one in use (0 portable, 1 AVX2, 2 AVX-512, 3 with bf16). */
-int tt_widest(void);
-int tt_current(void);
-int tt_choose(int isa); /* for tests and benchmarks; returns what is in use now */
-int64_t tt_lanes(int64_t dtype);
-int64_t tt_panel_vectors(void);
-int64_t tt_layout(int64_t which);
-double tt_peak(int64_t dtype, int64_t threads, double seconds); /* multiply-adds in registers, operations a second */
+TT_API int tt_widest(void);
+TT_API int tt_current(void);
+TT_API int tt_choose(int isa); /* for tests and benchmarks; returns what is in use now */
+TT_API int64_t tt_lanes(int64_t dtype);
+TT_API int64_t tt_panel_vectors(void);
+TT_API int64_t tt_layout(int64_t which);
+TT_API double tt_peak(int64_t dtype, int64_t threads, double seconds); /* multiply-adds in registers, operations a second */
 
 #ifdef __cplusplus
 }

@@ -1,0 +1,139 @@
+"""The kernels' shared library: found, loaded once, and spelled out for ctypes."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from functools import lru_cache
+from pathlib import Path
+
+import torch  # noqa: F401  (loads torch's OpenMP runtime first, which the kernels then share)
+
+from throughtime.errors import BackendError
+
+ISAS = ("portable", "avx2", "avx512", "avx512_bf16")
+NUMBER, POINTER = ctypes.c_int64, ctypes.c_void_p
+
+
+def _fields(kind: type, names: str) -> list[tuple[str, type]]:
+    return [(n, kind) for n in names.split()]
+
+
+# The structures of interface.h.
+
+
+class TapePlace(ctypes.Structure):
+    _fields_ = _fields(NUMBER, "kind index")
+
+
+class TapeInstruction(ctypes.Structure):
+    _fields_ = [*_fields(NUMBER, "code d a b c"), *_fields(ctypes.c_double, "k0 k1")]
+
+
+class TapeSweep(ctypes.Structure):
+    _fields_ = _fields(NUMBER, "stage width first count")
+
+
+class TapeWholeRow(ctypes.Structure):
+    _fields_ = _fields(NUMBER, "stage matrix turned source source_width d width")
+
+
+class TapeProgram(ctypes.Structure):
+    _fields_ = [
+        *_fields(POINTER, "places instructions sweeps whole_rows step_widths chunk_widths kept_offsets"),
+        *_fields(NUMBER, "n_places n_sweeps n_whole_rows n_steps n_chunks n_temps stages ds_written dz_written"),
+    ]
+
+
+class Panels(ctypes.Structure):
+    _fields_ = [("data", POINTER), *_fields(NUMBER, "words columns width groups")]
+
+
+class Packing(ctypes.Structure):
+    _fields_ = [
+        *_fields(POINTER, "out source blocks"),
+        *_fields(NUMBER, "n_blocks rows stride source_columns words width turned source_bf16 pairs dtype"),
+    ]
+
+
+class ForwardCall(ctypes.Structure):
+    _fields_ = [
+        *_fields(POINTER, "program offset column_of"),
+        *_fields(NUMBER, "T B D H P S n_units C nx h0 nh reverse dtype pairs threads"),
+        *_fields(POINTER, "x bias W U matrices units first state_widths sequences finals kept"),
+        *_fields(NUMBER, "kept_row chunk row_groups"),
+    ]
+
+
+class BackwardCall(ctypes.Structure):
+    _fields_ = [
+        ("forward", ForwardCall),
+        *_fields(POINTER, "dy dy_rows ds Wt Ut turned_matrices x_blocks h_blocks x_rows"),
+        *_fields(NUMBER, "x_bf16 truncated"),
+        *_fields(POINTER, "dx dW dU db d_units d_matrices matrix_shapes pairs_of"),
+        *_fields(NUMBER, "n_pairs n_matrices"),
+    ]
+
+
+def path() -> Path:
+    """Where the library is looked for: THROUGHTIME_CPU_LIBRARY, or beside this file."""
+    given = os.environ.get("THROUGHTIME_CPU_LIBRARY")
+    return Path(given) if given else Path(__file__).with_name("libthroughtime_cpu.so")
+
+
+@lru_cache(maxsize=1)
+def load() -> ctypes.CDLL:
+    """The library. Raises BackendError, with the way out, where it is not there or not the one for these sources."""
+    where = path()
+    if not where.exists():
+        raise BackendError(
+            f"the CPU kernels are not there: expected {where}; install throughtime from a wheel, or build them with "
+            '`pip install .` (needs a C++17 compiler), or choose backend="torch"'
+        )
+    try:
+        lib = ctypes.CDLL(str(where))
+    except OSError as err:
+        raise BackendError(
+            f'the CPU kernels cannot be loaded: {err}; build them anew, or choose backend="torch"'
+        ) from None
+    lib.tt_lanes.restype = lib.tt_panel_vectors.restype = lib.tt_layout.restype = NUMBER
+    lib.tt_lanes.argtypes = lib.tt_layout.argtypes = [NUMBER]
+    lib.tt_peak.restype, lib.tt_peak.argtypes = ctypes.c_double, [NUMBER, NUMBER, ctypes.c_double]
+    lib.tt_pack.argtypes = [POINTER, NUMBER]
+    lib.tt_forward.argtypes = lib.tt_backward.argtypes = [POINTER]
+    lib.tt_move_rows.argtypes = [POINTER, POINTER, POINTER, NUMBER, NUMBER, NUMBER, NUMBER]
+    lib.tt_large_pages.argtypes, lib.tt_large_pages.restype = [POINTER, NUMBER], None
+    lib.tt_fingerprint.argtypes, lib.tt_fingerprint.restype = [POINTER, NUMBER], ctypes.c_uint64
+    lib.tt_apply.argtypes = [NUMBER, NUMBER, POINTER, POINTER, NUMBER]
+    for k, structure in enumerate((TapeProgram, Panels, Packing, ForwardCall, BackwardCall)):
+        if lib.tt_layout(k) != ctypes.sizeof(structure):
+            raise BackendError(f"{where} was built from other sources than this package; build the kernels anew")
+    wanted = os.environ.get("THROUGHTIME_CPU_ISA")
+    if wanted is not None:
+        choose(wanted, lib)
+    return lib
+
+
+def choose(isa: str, lib: ctypes.CDLL | None = None) -> None:
+    """Uses the kernels of one instruction set, at most the machine's widest; one of `ISAS`. Packed weights are of one
+    instruction set: this is for the start of a process, for tests and for benchmarks."""
+    lib = lib or load()
+    if isa not in ISAS:
+        raise BackendError(f"unknown instruction set {isa!r}; it must be one of {', '.join(ISAS)}")
+    if ISAS.index(isa) > lib.tt_widest():
+        raise BackendError(f"this machine does not run {isa}; its widest is {ISAS[lib.tt_widest()]}")
+    lib.tt_choose(ISAS.index(isa))
+
+
+def current() -> str:
+    """The instruction set in use."""
+    return ISAS[load().tt_current()]
+
+
+def available() -> str | None:
+    """Why the kernels are not there, or None if they are."""
+    try:
+        load()
+    except BackendError as err:
+        return str(err)
+    return None

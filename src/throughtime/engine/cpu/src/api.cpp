@@ -1,0 +1,191 @@
+// The C interface: the instruction set is chosen here, and the threads are torch's (the OpenMP runtime is one).
+#include <omp.h>
+#include <time.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include <cstdlib>
+#include <cstring>
+
+#include "kernels.h"
+#include "scratch.h"
+
+namespace portable { extern const Kernels kernels; }
+#if defined(__x86_64__)
+namespace avx2 { extern const Kernels kernels; }
+namespace avx512 { extern const Kernels kernels; }
+namespace avx512_bf16 { extern const Kernels kernels; }
+#endif
+
+namespace {
+
+const Kernels* table(int isa) {
+#if defined(__x86_64__)
+    const Kernels* all[] = {&portable::kernels, &avx2::kernels, &avx512::kernels, &avx512_bf16::kernels};
+    return all[isa];
+#else
+    (void)isa;
+    return &portable::kernels;
+#endif
+}
+
+int widest_here() {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 0;
+    if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512vl") ||
+        !__builtin_cpu_supports("avx512dq"))
+        return 1;
+    return __builtin_cpu_supports("avx512bf16") ? 3 : 2;
+#else
+    return 0;
+#endif
+}
+
+int current = widest_here();
+
+int kind_of(const tt_forward_call& c) { return c.pairs ? 2 : (int)c.dtype; }
+
+// One cache line for each thread's count, for the barriers of the row groups and for the one of all threads.
+void* lines_for(int64_t threads) {
+    void* lines = scratch_take(2 * 64 * threads);
+    std::memset(lines, 0, 2 * 64 * threads);
+    return lines;
+}
+
+struct ScratchInUse {
+    ~ScratchInUse() { scratch_reset(); }
+};
+
+double now() {
+    timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec + 1e-9 * t.tv_nsec;
+}
+
+}  // namespace
+
+extern "C" {
+
+int tt_forward(const tt_forward_call* c) {
+    const Kernels& k = *table(current);
+    if (c->pairs && !k.pairs) return 1;
+    ScratchInUse scratch;
+    void* lines = lines_for(c->threads);
+    void** steps = k.steps_of[c->dtype](*c);
+    if (c->threads == 1) {
+        k.forward[kind_of(*c)](*c, 0, 1, lines, steps);
+        return 0;
+    }
+#pragma omp parallel num_threads((int)c->threads)
+    {
+        const int me = omp_get_thread_num();
+        k.forward[kind_of(*c)](*c, me, omp_get_num_threads(), lines, steps);
+        if (me) scratch_reset();
+    }
+    return 0;
+}
+
+int tt_backward(const tt_backward_call* b) {
+    const tt_forward_call& c = b->pass;
+    const Kernels& k = *table(current);
+    if (c.pairs && !k.pairs) return 1;
+    ScratchInUse scratch;
+    void* lines = lines_for(c.threads);
+    const void* shared = k.share_memory[c.dtype](*b);
+    if (c.threads == 1) {
+        k.backward[kind_of(c)](*b, 0, 1, lines, shared);
+        return 0;
+    }
+#pragma omp parallel num_threads((int)c.threads)
+    {
+        const int me = omp_get_thread_num();
+        k.backward[kind_of(c)](*b, me, omp_get_num_threads(), lines, shared);
+        if (me) scratch_reset();
+    }
+    return 0;
+}
+
+int tt_pack(const tt_packing* p, int64_t threads) {
+    const Kernels& k = *table(current);
+    const int64_t columns = p->turned ? p->rows : p->source_columns, groups = p->turned ? p->n_blocks : 1;
+    const int64_t panels = groups * ((columns + p->width - 1) / p->width);
+    if (threads == 1 || panels * p->words * p->width < 65536) {
+        k.pack[p->dtype](*p, 0, panels);
+        return 0;
+    }
+#pragma omp parallel for num_threads((int)threads)
+    for (int64_t q = 0; q < panels; q++) k.pack[p->dtype](*p, q, q + 1);
+    return 0;
+}
+
+int tt_move_rows(void* out, const void* source, const int64_t* rows, int64_t n, int64_t bytes, int64_t scatter, int64_t threads) {
+    char* d = (char*)out;
+    const char* s = (const char*)source;
+#pragma omp parallel for num_threads((int)threads) if (threads > 1 && n * bytes > 65536)
+    for (int64_t i = 0; i < n; i++) {
+        if (scatter) std::memcpy(d + rows[i] * bytes, s + i * bytes, bytes);
+        else std::memcpy(d + i * bytes, s + rows[i] * bytes, bytes);
+    }
+    return 0;
+}
+
+void tt_large_pages(void* memory, int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    const uintptr_t page = 4096, from = ((uintptr_t)memory + page - 1) / page * page, to = ((uintptr_t)memory + bytes) / page * page;
+    if (to > from) madvise((void*)from, to - from, MADV_HUGEPAGE);
+#else
+    (void)memory;
+    (void)bytes;
+#endif
+}
+
+uint64_t tt_fingerprint(const void* memory, int64_t bytes) {
+    const int64_t words = bytes / 4, step = words < 64 ? 1 : words / 64;
+    uint64_t h = 1469598103934665603ull;
+    for (int64_t i = 0; i < words; i += step) {
+        uint32_t w;
+        std::memcpy(&w, (const char*)memory + 4 * i, 4);
+        h = (h ^ w) * 1099511628211ull;
+    }
+    return h;
+}
+
+int tt_apply(int64_t code, int64_t dtype, void* out, const void* a, int64_t n) {
+    table(current)->apply[dtype](code, out, a, n);
+    return 0;
+}
+
+int tt_widest(void) { return widest_here(); }
+int tt_current(void) { return current; }
+int tt_choose(int isa) {
+    if (isa >= 0 && isa <= widest_here()) current = isa;
+    return current;
+}
+int64_t tt_lanes(int64_t dtype) { return table(current)->lanes[dtype]; }
+int64_t tt_panel_vectors(void) { return table(current)->panel_vectors; }
+
+int64_t tt_layout(int64_t which) {
+    const int64_t sizes[] = {sizeof(tt_program), sizeof(tt_panels), sizeof(tt_packing), sizeof(tt_forward_call), sizeof(tt_backward_call)};
+    return which >= 0 && which < 5 ? sizes[which] : -1;
+}
+
+double tt_peak(int64_t dtype, int64_t threads, double seconds) {
+    double total = 0;
+    const Kernels& k = *table(current);
+#pragma omp parallel num_threads((int)threads) reduction(+ : total)
+    {
+        double operations = 0;
+        const double start = now();
+        double past = 0;
+        while (past < seconds) {
+            operations += k.peak[dtype](100000);
+            past = now() - start;
+        }
+        total += operations / past;
+    }
+    return total;
+}
+
+}  // extern "C"

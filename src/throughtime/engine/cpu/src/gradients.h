@@ -1,0 +1,117 @@
+// The gradients of the weights and of x, for one chunk of steps whose dz stands in memory.
+//
+// Each thread owns a range of units and adds up its rows of dW, dU and db over all sequences: nothing is summed over
+// threads, and the result does not depend on their number.
+#pragma once
+#include "step.h"
+
+namespace TT_ISA {
+
+// The rows of a chunk that a gradient is multiplied with: row r of `width` numbers, in bf16 as its bits.
+struct Rows {
+    const void* const* at;
+    long width;
+    bool bf16;
+};
+
+// A left side, and the rows of the gradient that it belongs to; `add`: to what is there.
+template <class T> struct Block {
+    Operand<T> a;
+    T* d;
+    bool add;
+};
+
+template <class T, bool PAIRS> struct Gradients {
+    const long most_rows;
+    T* panel;   // [rows, panel width] of the right side
+    T* left;    // bf16: pairs of rows of the left side
+
+    Gradients(long most_rows, long most_units)
+        : most_rows(most_rows), panel(take<T>(most_rows * widest * lanes<T>)),
+          left(PAIRS ? take<T>((most_rows / 2 + 1) * most_units) : nullptr) {}
+
+    // d[units, width] (+)= a^T b for each of `n_blocks` pairs of a left side a [rows, units] and its rows d of a gradient.
+    // The right side is copied once for all of them, a panel at a time.
+    void outer(const Block<T>* blocks, int n_blocks, Rows b, long units, long rows) {
+        if (units <= 0) return;
+        constexpr int L = lanes<T>;
+        const long words = PAIRS ? (rows + 1) / 2 : rows;
+        if constexpr (PAIRS)
+            for (int i = 0; i < n_blocks; i++) join_rows(left + i * words * units, blocks[i].a, units, rows);
+        for (long n = 0; n < b.width; n += widest * L) {
+            const long left_over = b.width - n;
+            const int vectors = least<long>(widest, (left_over + L - 1) / L);
+            copy_panel(b, n, vectors * L, rows);
+            const int part = least<long>(left_over - (vectors - 1) * L, L);
+            for (int i = 0; i < n_blocks; i++) {
+                Left<T> A = {blocks[i].a.base, 1, blocks[i].a.row};
+                if constexpr (PAIRS) A = {left + i * words * units, 1, units};
+                T* d = blocks[i].d + n;
+                times_panel<T, true, PAIRS>(units, words, A, panel, vectors,
+                                            {d, b.width, blocks[i].add ? d : nullptr, b.width, part});
+            }
+        }
+    }
+
+    // d[k, u] = the pair (a[2k, u], a[2k + 1, u]).
+    void join_rows(T* d, Operand<T> a, long units, long rows) {
+        for (long k = 0; k < rows; k += 2, d += units)
+            join(d, a.base + k * a.row, k + 1 < rows ? a.base + (k + 1) * a.row : nullptr, units);
+    }
+
+    // d[j] = the pair (low[j], high[j]), from float32 or from bf16; without a high row its half is zero.
+    template <class S> static void join(T* d, const S* low, const S* high, long n) {
+        long j = 0;
+#if TT_BYTES == 64 && defined(__AVX512BF16__)
+        for (; j + 16 <= n; j += 16) {
+            __m512i both = sixteen(low + j);
+            if (high) both = _mm512_or_si512(both, _mm512_slli_epi32(sixteen(high + j), 16));
+            _mm512_storeu_si512(d + j, both);
+        }
+#endif
+        for (; j < n; j++) {
+            const uint32_t both = half(low[j]) | (high ? half(high[j]) : 0) << 16;
+            std::memcpy(d + j, &both, 4);
+        }
+    }
+
+#if TT_BYTES == 64 && defined(__AVX512BF16__)
+    static TT_INLINE __m512i sixteen(const uint16_t* p) { return _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)); }
+    static TT_INLINE __m512i sixteen(const float* p) {
+        return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(p)));
+    }
+#endif
+    static TT_INLINE uint32_t half(uint16_t a) { return a; }
+    static TT_INLINE uint32_t half(float a) { return to_bf16(a); }
+
+    void copy_panel(Rows b, long n, long width, long rows) {
+        const long real = least(width, b.width - n);
+        T* d = panel;
+        for (long k = 0; k < rows; k += PAIRS ? 2 : 1, d += width) {
+            if constexpr (PAIRS) {
+                const void *low = b.at[k], *high = k + 1 < rows ? b.at[k + 1] : nullptr;
+                if (b.bf16) join(d, (const uint16_t*)low + n, high ? (const uint16_t*)high + n : nullptr, real);
+                else join(d, (const T*)low + n, high ? (const T*)high + n : nullptr, real);
+            } else if (b.bf16) {
+                for (long j = 0; j < real; j++) d[j] = from_bf16(((const uint16_t*)b.at[k])[n + j]);
+            } else {
+                std::memcpy(d, (const T*)b.at[k] + n, real * sizeof(T));
+            }
+            for (long j = real; j < width; j++) d[j] = 0;
+        }
+    }
+
+    // d[units] (+)= the sum of the rows of a.
+    static void column_sums(T* d, Operand<T> a, long units, long rows, bool add) {
+        constexpr int L = lanes<T>;
+        for (long u = 0; u < units; u += L) {
+            const int n = least<long>(L, units - u);
+            Vec<T> sum = {};
+            if (add) sum = load_part(d + u, n);
+            for (long m = 0; m < rows; m++) sum = sum + (n == L ? load(a.base + m * a.row + u) : load_part(a.base + m * a.row + u, n));
+            store_part(d + u, sum, n);
+        }
+    }
+};
+
+}  // namespace TT_ISA

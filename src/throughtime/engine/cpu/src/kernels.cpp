@@ -1,0 +1,79 @@
+// The kernels for one instruction set: compiled several times, with TT_ISA and TT_BYTES given on the command line.
+#include "kernels.h"
+
+#include "backward.h"
+#include "forward.h"
+
+#include <new>
+
+namespace TT_ISA {
+namespace {
+
+template <class T, bool PAIRS>
+void forward(const tt_forward_call& c, int me, int threads, void* lines, void* const* steps) {
+    FlushDenormals flush;
+    const Part part(c, me, threads, threads == c.threads ? c.row_groups : 1);
+    Forward<T, PAIRS>(c, part, (Arrivals*)lines, (T* const*)steps).run();
+}
+
+template <class T, bool PAIRS>
+void backward(const tt_backward_call& b, int me, int threads, void* lines, const void* shared) {
+    FlushDenormals flush;
+    const Part part(b.pass, me, threads, threads == b.pass.threads ? b.pass.row_groups : 1);
+    Backward<T, PAIRS>(b, part, (Arrivals*)lines, *(const Shared<T>*)shared).run();
+}
+
+template <class T> void** steps_of(const tt_forward_call& c) {
+    return (void**)take_rows<T>(c.program->step_widths, c.program->n_steps, c.B);
+}
+
+template <class T> void* share_memory(const tt_backward_call& b) {
+    return new (scratch_take(sizeof(Shared<T>))) Shared<T>(b, b.pass.threads);
+}
+
+template <class T> void apply(int64_t code, void* out, const void* a, int64_t n) {
+    FlushDenormals flush;
+    T* d = (T*)out;
+    T* s = (T*)a;
+    for (int64_t i = 0; i < n; i += 256)
+        tile_functions<T>[code]({d + i, 0}, {s + i, 0}, {s + i, 0}, {s + i, 0}, 1, least<int64_t>(256, n - i), T(1), T(0));
+}
+
+// Multiply-adds that wait for nothing: the most that the machine can do.
+template <class T> double peak(int64_t rounds) {
+    constexpr int chains = 10;
+    Vec<T> sums[chains];
+    for (int i = 0; i < chains; i++) sums[i] = spread(T(i));
+    Vec<T> a = spread(T(0.999)), b = spread(T(1e-3));
+    __asm__ volatile("" : "+m"(a), "+m"(b));
+    for (int64_t r = 0; r < rounds; r++) {
+#pragma GCC unroll 10
+        for (int i = 0; i < chains; i++) sums[i] = sums[i] * a + b;
+    }
+    for (int i = 0; i < chains; i++) __asm__ volatile("" ::"m"(sums[i]));
+    return 2.0 * chains * lanes<T> * rounds;
+}
+
+#if defined(__AVX512BF16__)
+constexpr bool has_pairs = true;
+#else
+constexpr bool has_pairs = false;
+#endif
+
+}  // namespace
+
+extern const Kernels kernels;
+const Kernels kernels = {
+    {forward<float, false>, forward<double, false>, forward<float, has_pairs>},
+    {backward<float, false>, backward<double, false>, backward<float, has_pairs>},
+    {steps_of<float>, steps_of<double>},
+    {share_memory<float>, share_memory<double>},
+    {pack<float>, pack<double>},
+    {apply<float>, apply<double>},
+    {peak<float>, peak<double>},
+    {lanes<float>, lanes<double>},
+    widest,
+    has_pairs,
+};
+
+}  // namespace TT_ISA

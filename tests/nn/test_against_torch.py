@@ -167,5 +167,5 @@ def test_complex_numbers(kind):
 
 def test_complex_weights_refuse_a_training_rule():
     layer = tn.LSTM(2, 3, dtype=torch.complex64, clip=1.0)
-    with pytest.raises(RuntimeError, match="need the traced step.*complex64"):
+    with pytest.raises(RuntimeError, match=r"need the traced step.*complex64"):
         layer(torch.zeros(4, 2, 2, dtype=torch.complex64))

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
+from throughtime import nn
 from throughtime.errors import FlowError
-from throughtime.flow import GradientFlow, Horizon
+from throughtime.flow import GradientFlow, Horizon, gradient_flow
 
 F64 = torch.float64
 
@@ -73,6 +74,21 @@ def test_prints_itself():
     text = str(geometric(0.5))
     assert "horizon 6 steps (1 %), half-life 1.0 steps" in text
     assert "lags 0, 1, 2, 4, 8, 16, 32, 49" in text
+
+
+def test_an_explosion_beyond_float64_is_told():
+    layer = nn.Recurrent("rnn-identity", 2, 3, bias=False).double()
+    with torch.no_grad():
+        layer.weight_hh_l0.copy_(torch.eye(3) * 100)
+    flow = gradient_flow(layer, torch.zeros(170, 1, 2, dtype=F64), lambda y: y.sum())
+    with pytest.raises(FlowError, match="within 15[3-5] steps: it explodes"):
+        flow.profile()
+
+
+def test_one_loss_that_reaches_far_does_not_speak_for_all():
+    m = torch.eye(100, dtype=F64)
+    m[99, 50] = 0.9
+    assert GradientFlow({"z": m}, "test").profile()[49] == pytest.approx(0.9 / 51)
 
 
 def test_refusals():

@@ -50,23 +50,28 @@ class GradientFlow:
     def profile(self, of: str = "z") -> Tensor:
         """The size of the gradient by lag, relative to lag 0: float64 [n], profile[0] = 1, no unit.
 
-            profile[d] = sqrt( sum_t map[t, t-d]^2 / sum_t map[t, t]^2 ),   both sums over the t that have a step t-d
+            profile[d] = sum_t map[t, t-d] / sum_t map[t, t],   both sums over the t that have a step t-d
+
+        It is a mean of sizes, not of squares, so that one loss that reaches far does not speak for all of them.
 
         n is T, or less where no loss enters late enough to look back that far. Raises FlowError where no gradient
-        entered at all, and for a name that was not measured.
+        entered at all, where it left the range of float64, and for a name that was not measured.
         """
         if of not in self.maps:
             raise FlowError(f"{of!r} was not measured; this flow holds {', '.join(self.maps)}")
-        squares = self.maps[of].square()
-        if self.reverse:
-            squares = squares.flip(0, 1)  # time the other way round
+        sizes = self.maps[of].flip(0, 1) if self.reverse else self.maps[of]  # in reverse, time the other way round
         T = self.steps
-        sent = squares.diagonal().flip(0).cumsum(0).flip(0)  # sum over t >= d of map[t, t]^2
+        sent = sizes.diagonal().flip(0).cumsum(0).flip(0)  # sum over t >= d of map[t, t]
         n = int((sent > 0).sum())
         if n == 0:
             raise FlowError(f"no gradient with respect to {of!r} at the steps where the loss enters: nothing to follow")
-        back = torch.stack([squares.diagonal(-d).sum() for d in range(T)])
-        return (back[:n] / sent[:n]).sqrt()
+        back = torch.stack([sizes.diagonal(-d).sum() for d in range(T)])
+        if not back.isfinite().all():
+            lag = int((~back.isfinite()).nonzero()[0])
+            raise FlowError(
+                f"the gradient leaves the range of float64 within {lag} steps: it explodes; measure fewer steps"
+            )
+        return back[:n] / sent[:n]
 
     def horizon(self, of: str = "z", fraction: float = 0.01) -> Horizon:
         """The gradient horizon: the largest lag d, in steps, with profile[d] >= fraction.

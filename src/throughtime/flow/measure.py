@@ -10,6 +10,7 @@ from torch import Tensor
 
 from throughtime.errors import FlowError
 from throughtime.flow.gradient_flow import GradientFlow
+from throughtime.flow.passed import PassedStack, run
 from throughtime.flow.recurrence import Recurrence
 from throughtime.nn.layer import StackedLayer
 from throughtime.nn.layout import enter
@@ -51,28 +52,9 @@ def gradient_flow(
     if not -len(stack) <= layer < len(stack):
         raise FlowError(f"there is no layer {layer}; the module has {len(stack)}, numbered 0..{len(stack) - 1}")
     layer %= len(stack)
-
-    widths = [sum(r.output.shape[-1] for r in directions) for directions in stack]
-    above: Tensor | None = None  # what comes down from the layer above: [loss step, T, B, .]
-    for k in reversed(range(layer, len(stack))):
-        start = sum(widths[:k]) if module.skip else 0
-        shown = module.skip or k == len(stack) - 1
-        direct = g[..., start : start + widths[k]] if shown else None
-        below, width = [], widths[k] // len(stack[k])
-        for d, recurrence in enumerate(stack[k]):
-            part = slice(d * width, (d + 1) * width)
-            maps, dx = recurrence.send_back(
-                None if direct is None else direct[..., part],
-                None if above is None else above[..., part],
-                want_dx=k > layer,
-            )
-            if k == layer and recurrence.reverse == reverse:
-                return GradientFlow(maps, recurrence.cell.name, layer, reverse)
-            below.append(dx)
-        above = torch.stack([dx for dx in below if dx is not None]).sum(0)
-        if module.skip:
-            above = above[..., seq.shape[-1] :]  # the rest went to the input itself
-    raise AssertionError("the layer asked for is in the stack")
+    passed = PassedStack(stack, module.skip)
+    maps = passed.maps(passed.enters(g), layer)[0][int(reverse)]
+    return GradientFlow(maps, stack[layer][0].cell.name, layer, reverse)
 
 
 def recurrences(module: StackedLayer, x: Tensor, states: list[Tensor] | None = None) -> list[list[Recurrence]]:
@@ -80,22 +62,9 @@ def recurrences(module: StackedLayer, x: Tensor, states: list[Tensor] | None = N
 
     states: the initial ones, each [layers * dirs, B, .]; None for zeros. Without dropout, as in eval mode.
     """
-    stack: list[list[Recurrence]] = []
-    below, n = x, 0
-    for k, directions in enumerate(module.layer_weights()):
-        if k:
-            below = torch.cat([r.output for r in stack[-1]], -1)
-            below = torch.cat([x, below], -1) if module.skip else below
-        stack.append([])
-        for d, weights in enumerate(directions):
-            first = None if states is None else [s[n] for s in states]
-            stack[-1].append(
-                Recurrence(
-                    module.step_cell(), weights, below, first, reverse=bool(d), truncated=module.truncated, layer=k
-                )
-            )
-            n += 1
-    return stack
+    return run(
+        module.step_cell(), module.layer_weights(), x, states, skip=module.skip, truncated=module.truncated
+    ).recurrences
 
 
 def _entering(module: StackedLayer, x: Tensor, loss: Callable[[Tensor], Tensor] | Tensor, state: Any) -> Tensor:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +15,25 @@ from throughtime.engine import torch_backend
 from throughtime.engine.rules import with_rule
 from throughtime.engine.trace import trace
 from throughtime.engine.unroll import Operands, operands
+from throughtime.errors import FlowError
+from throughtime.flow.entering import Entering
 from throughtime.nn.stack import Weights
+
+
+class Followed(NamedTuple):
+    """What arrives at step k of a recurrence from every loss step that is followed.
+
+    rows:   the loss steps t, in the order of the first dimension of what follows.
+    dz:     delta_{t,k} = dL_t/dz_k, the net inputs of all gates side by side, [rows, B, C * H].
+    states: dL_t/ds_k for every state by name, along all paths, each [rows, B, .].
+    values: every value of the derivative's tape at step k, for those who know the tape.
+    """
+
+    k: int
+    rows: list[int]
+    dz: Tensor
+    states: dict[str, Tensor]
+    values: dict[int, Tensor]
 
 
 @dataclass(frozen=True)
@@ -90,40 +109,130 @@ class Recurrence:
             self.truncated, totals=True,
         )  # fmt: skip
 
+    @cached_property
+    def keep(self) -> Tensor | None:
+        """Which steps are the sequences' own and not padding: bool [T, B, 1]; None where all are."""
+        if self.lengths is None:
+            return None
+        return (torch.arange(self.x.shape[0], device=self.x.device)[:, None] < self.lengths)[..., None]
+
+    @cached_property
+    def input_slope(self) -> Tensor | None:
+        """The derivative of the cell's map of x before W, [T, B, D]; None where it is the identity."""
+        if type(self.cell).input is Cell.input:
+            return None
+        with torch.enable_grad():
+            x = self.x.detach().double().requires_grad_()
+            return torch.autograd.grad(self.cell.input(x).sum(), x)[0]
+
+    def at_last_step(self, finals: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Gradients [B, .] that enter the states after the last step, each as [T, B, .] at the step that is it."""
+        T, B = self.x.shape[:2]
+        spread: list[Tensor | None] = []
+        for v in finals:
+            if v is None:
+                spread.append(None)
+                continue
+            full = self.output.new_zeros(T, *v.shape)
+            if self.reverse:
+                full[0] = v
+            elif self.lengths is None:
+                full[T - 1] = v
+            else:
+                full[self.lengths - 1, torch.arange(B, device=v.device)] = v.to(full)
+            spread.append(full)
+        return spread
+
+    @torch.no_grad()
+    def follow(self, entering: Entering) -> Iterator[Followed]:
+        """Sends every row of `entering` back through time; yields what arrives, step by step, the last step first.
+
+        In row t stands what L_t, the loss that enters at step t, sends back. Nothing enters in the padding, nor
+        comes out of it.
+        """
+        v, keep, S = self.operands, self.keep, len(self.cell.states)
+        T, B = self.x.shape[:2]
+        lin = self.linearised()
+        totals = {o.name: o.values[0] for o in lin.tape.outputs if o.kind == "total"}
+
+        def inside(g: Tensor | None) -> Tensor | None:
+            if g is None:
+                return None
+            g = g.detach().to(self.output)
+            return g if keep is None else torch.where(keep, g, g.new_zeros(()))
+
+        direct = [inside(g) for g in entering.direct]
+        above = None if entering.above is None else [inside(g) for g in entering.above]
+        if len(direct) != S or (above is not None and len(above) != S):
+            raise FlowError(f"{self.cell!r} has {S} state(s), and so many gradients can enter; came {len(direct)}")
+        chosen = range(T) if entering.rows is None else entering.rows
+        rows: list[int] = [] if above is None else [0] if entering.summed else list(chosen)
+        followed = set(chosen)
+        start = [s.new_zeros(len(rows), *s.shape) for s in v.states]
+
+        def inject(t: int, ds: list[Tensor]) -> list[Tensor]:
+            new = [None if g is None else g[t] for g in direct]
+            if above is None:
+                # Only losses at steps already passed are on their way: a new row joins at each step.
+                if t not in followed:
+                    return ds
+                rows.append(t)
+                joined = [d.new_zeros(1, *d.shape[1:]) if g is None else g[None] for d, g in zip(ds, new, strict=True)]
+                return [torch.cat([d, n]) for d, n in zip(ds, joined, strict=True)]
+            ds = [d.clone() if g is None else d + g[:, t] for d, g in zip(ds, above, strict=True)]
+            if not entering.summed and t in followed:
+                row = rows.index(t)
+                for d, g in zip(ds, new, strict=True):
+                    if g is not None:
+                        d[row] += g
+            return ds
+
+        for k, dz, _, values in torch_backend.backward_steps(lin, start, inject):
+            arrived = {}
+            for name, number in totals.items():
+                value = values[number]
+                value = value.expand(len(rows), B, value.shape[-1])
+                arrived[name] = value if keep is None else torch.where(keep[k], value, value.new_zeros(()))
+            yield Followed(k, list(rows), dz, arrived, values)
+
+    def to_input(self, step: Followed) -> Tensor:
+        """dL_t/dx_k [rows, B, D] from what arrived at step k."""
+        W = self.operands.W
+        dx = torch.matmul(step.dz[..., : W.shape[0]], W)
+        return dx if self.input_slope is None else dx * self.input_slope[step.k]
+
     @torch.no_grad()
     def send_back(
-        self, direct: Tensor | None, above: Tensor | None = None, want_dx: bool = False
+        self,
+        direct: Tensor | Sequence[Tensor | None] | Entering | None,
+        above: Tensor | None = None,
+        want_dx: bool = False,
     ) -> tuple[dict[str, Tensor], Tensor | None]:
         """The maps of the gradient through time [T, T] (see `GradientFlow`), and dL_t/dx [T, T, B, D] if asked for.
 
-        direct: g [T, B, P], the gradient of the loss that enters the output at each step, each followed alone.
+        direct: g [T, B, P], the gradient of the loss that enters the output at each step, each followed alone; or
+                one such for each state; or all of it as `Entering`.
         above:  what enters at each step from each loss further up the network, [loss step, T, B, P].
         """
-        v, T = self.operands, self.output.shape[0]
-        lin = self.linearised()
-        totals = {o.name: o.values[0] for o in lin.tape.outputs if o.kind == "total"}
+        if not isinstance(direct, Entering):
+            rest: list[Tensor | None] = [None] * (len(self.cell.states) - 1)
+            given = [direct, *rest] if direct is None or isinstance(direct, Tensor) else list(direct)
+            direct = Entering(given, None if above is None else [above, *rest])
+        T = self.output.shape[0]
         maps = {name: self.output.new_zeros(T, T) for name in ("z", *self.cell.states)}
-        dx = self.output.new_zeros(T, T, *v.x.shape[1:]) if want_dx else None
-        rows: list[int] = [] if above is None else list(range(T))  # the loss steps that are on their way
-
-        def inject(t: int, ds: list[Tensor]) -> list[Tensor]:
-            if above is not None:
-                entering = ds[0] + above[:, t]
-                if direct is not None:
-                    entering[t] += direct[t]
-                return [entering, *ds[1:]]
-            # Only losses at steps already passed are on their way: a new row joins at each step.
-            assert direct is not None
-            rows.append(t)
-            new = [direct[t][None], *(d.new_zeros(1, *d.shape[1:]) for d in ds[1:])]
-            return [torch.cat([d, n]) for d, n in zip(ds, new, strict=True)]
-
-        start = [s.new_zeros(len(rows), *s.shape) for s in v.states]
-        for k, dz, _, values in torch_backend.backward_steps(lin, start, inject):
-            maps["z"][rows, k] = dz.flatten(1).norm(dim=1)
-            for name, number in totals.items():
-                value = values[number]
-                maps[name][rows, k] = value.expand(len(rows), *value.shape[-2:]).flatten(1).norm(dim=1)
+        dx = self.output.new_zeros(T, T, *self.x.shape[1:]) if want_dx else None
+        for step in self.follow(direct):
+            maps["z"][step.rows, step.k] = row_sizes(step.dz)
+            for name, value in step.states.items():
+                maps[name][step.rows, step.k] = row_sizes(value)
             if dx is not None:
-                dx[rows, k] = torch.matmul(dz[..., : v.W.shape[0]], v.W)
+                dx[step.rows, step.k] = self.to_input(step)
         return maps, dx
+
+
+def row_sizes(v: Tensor) -> Tensor:
+    """||v[n]|| for each n, over all the rest; scaled, so that no square leaves the range of the dtype."""
+    rows = v.flatten(1)
+    largest = rows.abs().amax(1)
+    scale = torch.where((largest > 0) & largest.isfinite(), largest, 1.0)
+    return (rows / scale[:, None]).norm(dim=1) * scale

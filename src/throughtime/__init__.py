@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from throughtime.engine import unroll
     from throughtime.errors import ThroughtimeError
     from throughtime.flow import GradientFlow
+    from throughtime.flow.capture import capture
     from throughtime.flow.measure import gradient_flow
     from throughtime.nn import Recurrent
     from throughtime.nn.convert import convert
@@ -28,6 +29,7 @@ _HOME = {
     "GradientFlow": "flow",
     "Recurrent": "nn",
     "ThroughtimeError": "errors",
+    "capture": "flow",
     "convert": "nn",
     "explain": "nn",
     "gradient_flow": "flow",
@@ -55,6 +57,7 @@ __all__ = [
     "GradientFlow",
     "Recurrent",
     "ThroughtimeError",
+    "capture",
     "cells",
     "convert",
     "diagnose",

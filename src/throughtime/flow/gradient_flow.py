@@ -81,9 +81,9 @@ class GradientFlow:
     def horizon(self, of: str | None = None, fraction: float = 0.01) -> Horizon:
         """The gradient horizon: the largest lag d, in steps, with profile[d] >= fraction.
 
-        Of the net inputs z it is the largest lag from which the gradient reaches the parameters, whose gradients are sums of
-        delta_{t,k} h_{k-1}^T and delta_{t,k} x_k^T, at more than this fraction of its size at lag 0. If that is the
-        largest lag measured, `at_least` is True.
+        Of the net inputs z it is the largest lag from which the gradient reaches the parameters, whose gradients are
+        sums of delta_{t,k} h_{k-1}^T and delta_{t,k} x_k^T, at more than this fraction of its size at lag 0. If that
+        is the largest lag measured, `at_least` is True.
         """
         if not 0 < fraction <= 1:
             raise FlowError(f"fraction must lie in (0, 1], a share of the gradient at lag 0; came {fraction}")

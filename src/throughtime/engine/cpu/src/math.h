@@ -42,8 +42,9 @@ TT_INLINE Vec<float> power_of_two(Mask<float> n) { return (Vec<float>)((n + 127)
 
 TT_INLINE Vec<float> reciprocal(Vec<float> a) {
 #if TT_BYTES == 64 && defined(__AVX512F__)
-    Vec<float> r = (Vec<float>)_mm512_rcp14_ps((__m512)a);
-    return r + r * (1.0f - a * r);
+    // One Newton step. Fused, for near the smallest normal number the correction alone would be flushed to zero.
+    const __m512 r = _mm512_rcp14_ps((__m512)a);
+    return (Vec<float>)_mm512_fmadd_ps(r, _mm512_fnmadd_ps((__m512)a, r, _mm512_set1_ps(1.0f)), r);
 #else
     return 1.0f / a;
 #endif

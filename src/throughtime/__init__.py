@@ -1,7 +1,7 @@
 """throughtime: see, understand and cure the gradient through time of recurrent networks.
 
 What most people need is here; the rest is in the submodules: `cells` (the equations), `engine` (how a cell runs through
-time), `nn` (the layers), `flow` (the gradient through time), `diagnose` (what it means), `train`, `report`.
+time), `nn` (the layers), `flow` (the gradient through time), `diagnosis` (what it means), `train`, `report`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from throughtime import cells, diagnose, engine, flow, nn, report, train
+    from throughtime import cells, diagnosis, engine, flow, nn, report, train
     from throughtime.cells import Cell
     from throughtime.engine import unroll
     from throughtime.errors import ThroughtimeError
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_SUBMODULES = ("cells", "diagnose", "engine", "flow", "nn", "report", "train")
+_SUBMODULES = ("cells", "diagnosis", "engine", "flow", "nn", "report", "train")
 _HOME = {
     "Cell": "cells",
     "GradientFlow": "flow",
@@ -60,7 +60,7 @@ __all__ = [
     "capture",
     "cells",
     "convert",
-    "diagnose",
+    "diagnosis",
     "engine",
     "explain",
     "flow",

@@ -10,7 +10,7 @@ import torch
 
 from throughtime.cli.options import Demo
 from throughtime.cli.progress import Board
-from throughtime.diagnose import dependence
+from throughtime.diagnosis import dependence
 from throughtime.report import SampleView, write
 from throughtime.report.language_models import language_models_page, model_view
 from throughtime.train import LMConfig, generate, load, read_text, train

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from throughtime import __version__
-from throughtime.diagnose import Dependence, verdict
+from throughtime.diagnosis import Dependence, verdict
 from throughtime.flow import GradientFlow
 from throughtime.report.view import DependenceView, ModelView, Page, SampleView
 from throughtime.train import LanguageModel, TextData, TrainResult

@@ -43,6 +43,13 @@ def test_inference_gives_the_same_and_keeps_nothing(name):
 
 
 @pytest.mark.parametrize("name", ALL)
+def test_what_is_kept_is_written_to_the_end(name):
+    p = problem(name, 6, 5, 3, 18, lengths=True)  # memory is full of NaN until it is written
+    tensors = (p.x, p.W, p.U, p.b, p.units, p.matrices, p.states, p.lengths, False)
+    assert cpu.forward(p.tape, *tensors, True)[2].isfinite().all()
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_low_memory_computes_again_what_was_not_kept(name):
     for lengths in (False, True):
         for reverse in (False, True):

@@ -29,7 +29,13 @@ def test_a_write_behind_the_version_counter_is_noticed():
     packs, w = PackCache(), torch.randn(6, 5)
     first = packs.get(w, how(6), 1)
     w.data.mul_(2)
-    assert packs.get(w, how(6), 1) is not first
+    second = packs.get(w, how(6), 1)
+    assert second is not first
+    for at in ((0, 0), (3, 2), (5, 4)):  # one number, wherever it stands
+        w.data[at] += 1e-6
+        third = packs.get(w, how(6), 1)
+        assert third is not second
+        second = third
 
 
 def test_forgotten_with_the_weight():

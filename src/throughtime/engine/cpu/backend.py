@@ -59,6 +59,8 @@ def forward(
     batch = PackedBatch(T, B, lengths)
     p = plan(tape, batch.rows, B, D, W, b, matrices, states, shown)
     kept = fresh((T, B, p.kept_row) if save else (0,), dtype)
+    if save and batch.rows < T * B:
+        kept.view(T * B, -1)[batch.rows :].zero_()  # packed rows come first; what lies behind them is nobody's
     if B == 0:
         return [s.new_empty(T, *s.shape) for s in states], [s.clone() for s in states], kept
     sequences = [fresh((batch.rows, w), dtype) for w in p.sizes.states]

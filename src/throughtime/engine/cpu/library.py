@@ -103,7 +103,7 @@ def load() -> ctypes.CDLL:
     lib.tt_forward.argtypes = lib.tt_backward.argtypes = [POINTER]
     lib.tt_move_rows.argtypes = [POINTER, POINTER, POINTER, NUMBER, NUMBER, NUMBER, NUMBER]
     lib.tt_large_pages.argtypes, lib.tt_large_pages.restype = [POINTER, NUMBER], None
-    lib.tt_fingerprint.argtypes, lib.tt_fingerprint.restype = [POINTER, NUMBER], ctypes.c_uint64
+    lib.tt_checksum.argtypes, lib.tt_checksum.restype = [POINTER, NUMBER], ctypes.c_uint64
     lib.tt_apply.argtypes = [NUMBER, NUMBER, POINTER, POINTER, NUMBER]
     for k, structure in enumerate((TapeProgram, Panels, Packing, ForwardCall, BackwardCall)):
         if lib.tt_layout(k) != ctypes.sizeof(structure):

@@ -76,21 +76,21 @@ def pack(weight: Tensor, how: Layout, threads: int) -> Packed:
 class PackCache:
     """Packed weights by weight: found again as long as the weight lives and nobody has written to it.
 
-    A write that torch counts (`_version`) is noticed always. A write behind torch's back, through `.data` or numpy, is
-    noticed by a sample of 64 values: an optimiser changes them all.
+    A write that torch counts is seen by its `_version`. A write behind torch's back, through `.data` or numpy, is seen
+    by a checksum of the whole weight: to read a weight once costs little beside a product with it.
     """
 
     def __init__(self) -> None:
         self._entries: dict[int, tuple[Any, tuple, dict[Layout, Packed]]] = {}
-        self._fingerprint: Any = None
+        self._checksum: Any = None
 
     def get(self, weight: Tensor, how: Layout, threads: int) -> Packed:
         if weight.is_inference() or not weight.is_contiguous():  # the first keeps no version
             return pack(weight, how, threads)
-        if self._fingerprint is None:
-            self._fingerprint = library.load().tt_fingerprint
+        if self._checksum is None:
+            self._checksum = library.load().tt_checksum
         at = weight.data_ptr()
-        state = (weight._version, at, weight.shape, self._fingerprint(at, weight.nbytes))
+        state = (weight._version, at, weight.shape, self._checksum(at, weight.nbytes))
         entry = self._entries.get(id(weight))
         if entry is None or entry[0]() is not weight or entry[1] != state:
             key, entries = id(weight), self._entries

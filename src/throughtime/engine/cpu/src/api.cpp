@@ -141,16 +141,7 @@ void tt_large_pages(void* memory, int64_t bytes) {
 #endif
 }
 
-uint64_t tt_fingerprint(const void* memory, int64_t bytes) {
-    const int64_t words = bytes / 4, step = words < 64 ? 1 : words / 64;
-    uint64_t h = 1469598103934665603ull;
-    for (int64_t i = 0; i < words; i += step) {
-        uint32_t w;
-        std::memcpy(&w, (const char*)memory + 4 * i, 4);
-        h = (h ^ w) * 1099511628211ull;
-    }
-    return h;
-}
+uint64_t tt_checksum(const void* memory, int64_t bytes) { return table(current)->checksum(memory, bytes); }
 
 int tt_apply(int64_t code, int64_t dtype, void* out, const void* a, int64_t n) {
     table(current)->apply[dtype](code, out, a, n);

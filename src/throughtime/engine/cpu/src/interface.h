@@ -103,8 +103,8 @@ TT_API int tt_pack(const tt_packing*, int64_t threads);
 TT_API int tt_move_rows(void* out, const void* source, const int64_t* rows, int64_t n, int64_t bytes, int64_t scatter, int64_t threads);
 /* Asks for large pages: an output of many megabytes costs less to touch for the first time. */
 TT_API void tt_large_pages(void* memory, int64_t bytes);
-/* A hash of 64 words spread over a weight. */
-TT_API uint64_t tt_fingerprint(const void* memory, int64_t bytes);
+/* A checksum of a whole weight. */
+TT_API uint64_t tt_checksum(const void* memory, int64_t bytes);
 /* A function of the tape by its code, for tests: out[i] = f(a[i]). */
 TT_API int tt_apply(int64_t code, int64_t dtype, void* out, const void* a, int64_t n);
 /* The machine: the widest instruction set it runs, the one in use (0 portable, 1 AVX2, 2 AVX-512, 3 with bf16). */

@@ -11,6 +11,7 @@ struct Kernels {
     void (*pack[2])(const tt_packing&, long from, long to);
     void (*apply[2])(int64_t code, void* out, const void* a, int64_t n);
     double (*peak[2])(int64_t rounds);
+    uint64_t (*checksum)(const void* memory, int64_t bytes);
     int lanes[2];
     int panel_vectors;
     bool pairs;

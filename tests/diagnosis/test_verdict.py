@@ -2,7 +2,7 @@
 
 import pytest
 
-from throughtime.diagnose import verdict
+from throughtime.diagnosis import verdict
 from throughtime.errors import ConfigError
 from throughtime.flow import Horizon
 

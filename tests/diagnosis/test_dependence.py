@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from throughtime.diagnose import dependence
+from throughtime.diagnosis import dependence
 from throughtime.errors import DataError
 from throughtime.flow import Horizon
 
@@ -68,7 +68,7 @@ REFUSED = {
     "too few": ([0, 1] * 60, [0, 1] * 60, [50]),
     "lags must be": ([0, 1] * 100, [0, 1] * 100, []),
     "lags must be whole numbers >= 0": ([0, 1] * 100, [0, 1] * 100, [-1]),
-    "inputs must be a sequence of whole": ([0.5] * 200, [0] * 200, [0]),
+    "inputs must be a sequence of whole": ([1j] * 200, [0] * 200, [0]),
     "targets must be": ([0] * 200, [-1] * 200, [0]),
 }
 
@@ -77,6 +77,42 @@ REFUSED = {
 def test_refusals(message):
     with pytest.raises(DataError, match=message):
         dependence(*REFUSED[message])
+
+
+def test_interval_of_a_delayed_copy():
+    """The copy is exact, so the interval is its delay; a decaying dependence has a wider one, round the horizon."""
+    x = torch.randint(0, 4, (2000,))
+    spans = [dependence(x, x.roll(6), range(12), seed=seed).interval for seed in range(5)]
+    assert all(low == Horizon(6, False) for low, _ in spans)
+    assert sum(high == Horizon(6, False) for _, high in spans) >= 3
+    flips = (torch.rand(2000) < 0.1).long()
+    chain = flips.cumsum(0) % 2
+    found = dependence(chain, chain, range(1, 40))
+    low, high = found.interval
+    assert 2 < low.steps <= found.horizon().steps <= high.steps
+    assert low.steps < high.steps
+    assert dependence(chain, chain, [1], resamples=0).interval is None
+
+
+def test_symbols_with_memory_need_the_shift_baseline():
+    """Two independent Markov chains: shuffling takes their memory away and finds dependence that is not there."""
+    alarms = {"shuffle": 0, "shift": 0}
+    for seed in range(40):
+        gen = torch.Generator().manual_seed(seed)
+        x, y = ((torch.rand(600, generator=gen) < 0.05).long().cumsum(0) % 2 for _ in range(2))
+        for baseline in alarms:
+            found = dependence(x, y, range(0, 20, 4), shuffles=20, seed=seed, resamples=0, baseline=baseline)
+            alarms[baseline] += found.horizon().steps >= 0
+    assert alarms["shuffle"] >= 20
+    assert alarms["shift"] <= 3
+
+
+def test_prints_what_it_is():
+    x = torch.randint(0, 4, (500,))
+    text = str(dependence(x, x.roll(3), range(6)))
+    assert "horizon 3 steps (95 %: 3" in text
+    assert "bits" in text
+    assert "no lag beyond chance" in str(dependence(x, torch.randint(0, 4, (500,)), [1, 2]))
 
 
 def test_too_few_shuffles():

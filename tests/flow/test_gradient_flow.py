@@ -106,3 +106,10 @@ def test_refusals():
         f.horizon(fraction=0)
     with pytest.raises(FlowError, match="nothing to follow"):
         GradientFlow({"z": torch.zeros(3, 3, dtype=F64)}, "test").profile()
+
+
+def test_the_profile_begins_at_one_to_the_last_bit():
+    for T in (3, 100, 128, 257):
+        f = GradientFlow({"z": torch.rand(T, T, dtype=F64).tril()}, "test")  # sums that depend on their order
+        assert f.profile()[0] == 1
+        f.half_life()

@@ -76,7 +76,9 @@ class GradientFlow:
         sent = sizes.diagonal(-first).flip(0).cumsum(0).flip(0)  # by lag, over the losses that look back that far
         sent = torch.cat([sent[:1].expand(first), sent])
         n = int((sent > 0).sum())
-        return back[:n] / sent[:n]
+        profile = back[:n] / sent[:n]
+        profile[first] = 1  # the same sum twice, in two orders, may differ in its last bit
+        return profile
 
     def horizon(self, of: str | None = None, fraction: float = 0.01) -> Horizon:
         """The gradient horizon: the largest lag d, in steps, with profile[d] >= fraction.

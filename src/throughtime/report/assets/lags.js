@@ -77,11 +77,14 @@ TT.figures.lags = (stage, tools) => {
       const horizon = m.horizon[stateOf(m)], v = horizon && m.profile[stateOf(m)][horizon.steps];
       if (!(v > 0) || !Number.isFinite(v)) continue;
       const px = x(horizon.steps), py = y(TT.clamp(Math.log10(v), ...y.domain)), words = TT.stepsOf(horizon);
-      const end = px + 10 + TT.width(words, true) > right;
+      // Above, to the right; below, to the left where another curve runs through that place.
+      const crossed = models.some((o) => o !== m && o.profile[stateOf(o)].some((u, lag) =>
+        u > 0 && x(lag) > px && x(lag) < px + 9 + TT.width(words, true) && Math.abs(y(Math.log10(u)) - (py - 13)) < 10));
+      const end = crossed || px + 10 + TT.width(words, true) > right;
       svg.append(TT.svg("g", { class: TT.model(m.index) },
         TT.svg("path", { class: "short", d: `M${px},${py}V${top + height}`, "stroke-dasharray": "1 3" }),
         TT.svg("path", { class: "mark", d: TT.mark(m.index, px, py, 5.5) }),
-        TT.word(end ? px - 6 : px + 9, place(end ? px - 6 : px + 9, py - 9, words, end ? "end" : "start", top, top + height), words, { class: "halo", "text-anchor": end ? "end" : "start" })));
+        TT.word(end ? px - 6 : px + 9, place(end ? px - 6 : px + 9, crossed ? py + 17 : py - 9, words, end ? "end" : "start", top, top + height), words, { class: "halo", "text-anchor": end ? "end" : "start" })));
     }
   }
 

@@ -23,6 +23,14 @@ class FlowError(ThroughtimeError, ValueError):
     """The gradient through time cannot be measured on what was given."""
 
 
+class NoFlowError(FlowError):
+    """No gradient enters a recurrence: the loss does not depend on it."""
+
+
+class BrokenFlowError(FlowError):
+    """A NaN or an infinity stands where the gradient through time was to be measured; the message says what, where."""
+
+
 class DataError(ThroughtimeError, ValueError):
     """A data file is missing, empty, undecodable, or too short for the sizes asked for."""
 
@@ -41,3 +49,7 @@ class NonFiniteError(ThroughtimeError, ArithmeticError):
 
 class ReportError(ThroughtimeError, OSError):
     """A page cannot be written where it was asked for."""
+
+
+class GuardStopped(NonFiniteError):
+    """The guard has done what its rule allows and stops; the message says what went wrong, where, what was tried."""

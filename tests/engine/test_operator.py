@@ -12,22 +12,41 @@ from throughtime.errors import ShapeError
 
 
 @pytest.mark.parametrize(
-    "name, backend", [("lstm-peephole", "torch"), ("gru-reset-before", "cpu"), ("additive-memory", "cpu")]
+    "name, backend, memory, shown",
+    [
+        ("lstm-peephole", "torch", "fast", 2),
+        ("gru-reset-before", "cpu", "fast", 1),
+        ("additive-memory", "cpu", "low", 1),
+        ("lstm-peephole", "torch", "low", 2),
+    ],
 )
-def test_opcheck(name, backend):
+def test_opcheck(name, backend, memory, shown):
     p = problem(name, T=3, B=2, D=2, H=3, lengths=[3, 1])
     b = torch.randn(len(p.cell.columns) * 3, dtype=torch.float64, requires_grad=True)
     W = p.weights["weight_ih"]
     hh = p.weights.get("weight_hh", W.new_zeros(0, 3))
     U, inside = (hh[:6].detach().requires_grad_(), [hh[6:].detach().requires_grad_()]) if p.cell.inside else (hh, [])
     states = [s.requires_grad_() for s in p.states]
-    args = (program(p.cell), p.x, W, U, b, p.units, inside, states, p.lengths, False, 0.5, False, backend, True)
+    weights = (p.x, W, U, b, p.units, inside, states, p.lengths)
+    args = (program(p.cell), *weights, False, 0.5, False, backend, memory, shown)
     torch.library.opcheck(unroll_op, args)
     with torch.no_grad():
         out = unroll_op(*args)
     S = len(states)
     ds = [torch.randn_like(v).requires_grad_() for v in out[: 2 * S]]
-    back = (*args[:9], out[:S], out[-1], ds[:S], ds[S:], False, 0.5, False, backend, True)
+    back = (
+        *args[:9],
+        [] if memory == "low" else out[:S],
+        out[-1],
+        ds[:S],
+        ds[S:],
+        False,
+        0.5,
+        False,
+        backend,
+        memory,
+        True,
+    )
     torch.library.opcheck(backward_op, back)
 
 

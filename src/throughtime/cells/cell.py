@@ -105,7 +105,7 @@ class Cell(ABC):
         return f"{type(self).__name__}()"
 
 
-def _columns(cell: type[Cell]) -> tuple[Column, ...]:
+def _columns(cell: type[Cell] | Cell) -> tuple[Column, ...]:
     """Those with a part from x first, in the order of the gates; then the recurrent products wanted apart."""
     outside = [g for g in cell.recurrent_gates if g not in cell.inside]
     first, last = [], []

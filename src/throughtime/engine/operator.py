@@ -1,31 +1,78 @@
-"""The one operator behind `unroll`: forward, backward and double backward, as torch's dispatcher sees them.
+"""The operators behind `unroll`, as torch's dispatcher sees them: inference, forward, backward.
 
-The operator takes the tape as text, so that it is complete in itself: it can be compiled, exported and sent to
-another process. `throughtime::unroll` gives back, in one list, the states at every step, the last states, and what its
-backend keeps for the backward pass. `throughtime::unroll_backward` is its derivative, by the derived tape; the
-derivative of that is the reference loop's, which autograd differentiates as often as asked.
+An operator takes the tape as text, so that it is complete in itself: it can be compiled, exported and sent to another
+process. `throughtime::infer` gives back, in one list, the states at every step and the last states; and
+`throughtime::unroll` besides that what its backend keeps for the backward pass, `throughtime::unroll_backward`.
+How they are differentiated stands in `derivative`. Each operator is a plain function too, of the same arguments: where
+nobody watches (`eager`), it is called directly, for a pass through the dispatcher costs more than some steps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from throughtime.engine import interpret, reference
+from throughtime.engine import low_memory
 from throughtime.engine.backends import BACKENDS
 from throughtime.engine.rules import with_rule
 from throughtime.engine.tape import Tape, loads
 
 
-def _tape(program: str, clip: float | None, truncated: bool) -> Tape:
+@lru_cache(maxsize=512)
+def tape_of(program: str, clip: float | None, truncated: bool) -> Tape:
+    """The tape of a program, with its training rule."""
     return with_rule(loads(program), clip, truncated)
 
 
-@torch.library.custom_op("throughtime::unroll", mutates_args=())
-def unroll_op(
+def _chosen_dtypes(x: Tensor) -> AbstractContextManager:
+    # Whoever calls has chosen the dtypes; a surrounding autocast must not choose again, product by product.
+    kind = x.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()
+
+
+# --- inference: an operator without a derivative, which costs a step of a stream little ---
+
+torch.library.define(
+    "throughtime::infer",
+    "(str program, Tensor x, Tensor W, Tensor U, Tensor b, Tensor[] units, Tensor[] matrices, Tensor[] states, "
+    "Tensor? lengths, bool reverse, str backend, str memory, int shown) -> Tensor[]",
+)
+
+
+def infer(program, x, W, U, b, units, matrices, states, lengths, reverse, backend, memory, shown):
+    tape, call = tape_of(program, None, False), (x, W, U, b, units, matrices, states, lengths, reverse)
+    with _chosen_dtypes(x):
+        if memory == "low":
+            sequences, finals, _ = low_memory.forward(BACKENDS[backend], tape, *call, shown)
+        else:
+            sequences, finals, _ = BACKENDS[backend].forward(tape, *call, False)
+    return [*sequences, *finals]
+
+
+torch.library.impl("throughtime::infer", "default", infer)
+
+
+@torch.library.register_fake("throughtime::infer")
+def _(program, x, W, U, b, units, matrices, states, lengths, reverse, backend, memory, shown):
+    return _fake_states(x, states, shown if memory == "low" else len(states))
+
+
+def _fake_states(x: Tensor, states: Sequence[Tensor], shown: int) -> list[Tensor]:
+    T, B, _ = x.shape
+    sequences = [s.new_empty(T, B, s.shape[1]) if k < shown else s.new_empty(0) for k, s in enumerate(states)]
+    return [*sequences, *(s.new_empty(B, s.shape[1]) for s in states)]
+
+
+# --- with gradients ---
+
+
+def unroll(
     program: str,
     x: Tensor,
     W: Tensor,
@@ -39,32 +86,35 @@ def unroll_op(
     clip: float | None,
     truncated: bool,
     backend: str,
-    save: bool,
+    memory: str,
+    shown: int,
 ) -> list[Tensor]:
-    # Whoever calls has chosen the dtypes; a surrounding autocast must not choose again, product by product.
-    with torch.autocast(x.device.type, enabled=False):
-        sequences, finals, saved = BACKENDS[backend].forward(
-            _tape(program, clip, truncated), x, W, U, b, units, matrices, states, lengths, reverse, save
-        )
+    tape, call = tape_of(program, clip, truncated), (x, W, U, b, units, matrices, states, lengths, reverse)
+    with _chosen_dtypes(x):
+        if memory == "low":
+            sequences, finals, saved = low_memory.forward(BACKENDS[backend], tape, *call, shown)
+        else:
+            sequences, finals, saved = BACKENDS[backend].forward(tape, *call, True)
     return [*sequences, *finals, saved]
 
 
+unroll_op = torch.library.custom_op("throughtime::unroll", unroll, mutates_args=())
+
+
 @unroll_op.register_fake
-def _(program, x, W, U, b, units, matrices, states, lengths, reverse, clip, truncated, backend, save):
+def _(program, x, W, U, b, units, matrices, states, lengths, reverse, clip, truncated, backend, memory, shown):
     (T, B, _), first = x.shape, states[0]
-    sequences = [s.new_empty(T, B, s.shape[1]) for s in states]
-    finals = [s.new_empty(B, s.shape[1]) for s in states]
-    if not save:
-        return [*sequences, *finals, first.new_empty(0)]
-    tape = _tape(program, clip, truncated)
+    if memory == "low":
+        width = sum(s.shape[1] for s in states)
+        return [*_fake_states(x, states, shown), first.new_empty(low_memory.number_of_parts(T), B, width)]
+    tape = tape_of(program, clip, truncated)
     # A program is made for one H: as a symbol it becomes a number here, T and B stay symbols.
     H, P = int(b.shape[0]) // len(tape.columns), int(first.shape[1])
     width = BACKENDS[backend].saved_width(tape, H, P, [(int(m.shape[0]), int(m.shape[1])) for m in matrices])
-    return [*sequences, *finals, first.new_empty(T, B, width)]
+    return [*_fake_states(x, states, len(states)), first.new_empty(T, B, width)]
 
 
-@torch.library.custom_op("throughtime::unroll_backward", mutates_args=())
-def backward_op(
+def unroll_backward(
     program: str,
     x: Tensor,
     W: Tensor,
@@ -82,132 +132,27 @@ def backward_op(
     clip: float | None,
     truncated: bool,
     backend: str,
+    memory: str,
     need_dx: bool,
 ) -> list[Tensor]:
-    with torch.autocast(x.device.type, enabled=False):
-        return BACKENDS[backend].backward(
-            _tape(program, clip, truncated),
-            x, W, U, b, units, matrices, states, lengths, sequences, saved, d_sequences, d_finals,
-            reverse, truncated, need_dx,
-        )  # fmt: skip
+    tape, call = tape_of(program, clip, truncated), (x, W, U, b, units, matrices, states, lengths)
+    rest = (saved, d_sequences, d_finals, reverse, truncated, need_dx)
+    with _chosen_dtypes(x):
+        if memory == "low":  # the states of a part are worked out anew, `sequences` is empty
+            return low_memory.backward(BACKENDS[backend], tape, *call, *rest)
+        return BACKENDS[backend].backward(tape, *call, sequences, *rest)
+
+
+backward_op = torch.library.custom_op("throughtime::unroll_backward", unroll_backward, mutates_args=())
 
 
 @backward_op.register_fake
 def _(
     program, x, W, U, b, units, matrices, states, lengths, sequences, saved, d_sequences, d_finals,
-    reverse, clip, truncated, backend, need_dx,
+    reverse, clip, truncated, backend, memory, need_dx,
 ):  # fmt: skip
     def like(v: Tensor) -> Tensor:
         return v.new_empty(v.shape)
 
     dx = like(x) if need_dx else x.new_empty(0)
     return [dx, *(like(v) for v in (W, U, b, *units, *matrices, *states))]
-
-
-# --- the derivative of unroll -----------------------------------------------------------------------------------
-
-
-def _setup(ctx: Any, inputs: tuple, output: list[Tensor]) -> None:
-    program, x, W, U, b, units, matrices, states, lengths, *rule, _ = inputs
-    ctx.program, ctx.rule = program, tuple(rule)  # reverse, clip, truncated, backend
-    ctx.sizes = (len(units), len(matrices), len(states))
-    ctx.has_lengths = lengths is not None
-    ctx.need_dx = x.requires_grad
-    kept = [x, W, U, b, *units, *matrices, *states]
-    if lengths is not None:
-        kept.append(lengths)
-    ctx.n_kept = len(kept)
-    S = len(states)
-    ctx.save_for_backward(*kept, *output[:S], output[-1])
-    ctx.shapes = [(tuple(o.shape), o.dtype, o.device) for o in output[: 2 * S]]
-    ctx.set_materialize_grads(False)
-
-
-def _derivative(ctx: Any, grads: list[Tensor | None]) -> tuple:
-    n_units, n_matrices, S = ctx.sizes
-    saved = list(ctx.saved_tensors)
-    x, W, U, b, *rest = saved[: ctx.n_kept]
-    lengths = rest.pop() if ctx.has_lengths else None
-    units, matrices, states = _split(rest, n_units, n_matrices, S)
-    *sequences, kept = saved[ctx.n_kept :]
-    # An output that the loss does not use has no gradient: a zero that takes no memory stands for it.
-    d = [
-        torch.zeros((), dtype=dtype, device=device).expand(shape) if g is None else g
-        for g, (shape, dtype, device) in zip(grads, ctx.shapes, strict=False)
-    ]
-    out = torch.ops.throughtime.unroll_backward(
-        ctx.program, x, W, U, b, units, matrices, states, lengths, sequences, kept, d[:S], d[S:],
-        *ctx.rule, ctx.need_dx,
-    )  # fmt: skip
-    dx, dW, dU, db, *rest = out
-    d_units, d_matrices, d_states = _split(rest, n_units, n_matrices, S)
-    dx = dx if ctx.need_dx else None
-    return None, dx, dW, dU, db, d_units, d_matrices, d_states, None, None, None, None, None, None
-
-
-def _split(values: Sequence[Tensor], *sizes: int) -> list[list[Tensor]]:
-    out, i = [], 0
-    for n in sizes:
-        out.append(list(values[i : i + n]))
-        i += n
-    return out
-
-
-unroll_op.register_autograd(_derivative, setup_context=_setup)
-
-
-# --- the derivative of the derivative ---------------------------------------------------------------------------
-
-
-def _setup_backward(ctx: Any, inputs: tuple, output: list[Tensor]) -> None:
-    # The sequences and what was saved come from the forward pass: the reference works them out anew, differentiably.
-    program, x, W, U, b, units, matrices, states, lengths, _, _, d_sequences, d_finals, *rule, _ = inputs
-    ctx.program, ctx.rule = program, tuple(rule)
-    ctx.sizes = (len(units), len(matrices), len(states))
-    ctx.has_lengths = lengths is not None
-    kept = [x, W, U, b, *units, *matrices, *states, *d_sequences, *d_finals]
-    ctx.save_for_backward(*kept, *([lengths] if lengths is not None else []))
-    ctx.set_materialize_grads(False)
-
-
-def _second_derivative(ctx: Any, grads: list[Tensor | None]) -> tuple:
-    n_units, n_matrices, S = ctx.sizes
-    reverse, clip, truncated, _ = ctx.rule
-    saved = list(ctx.saved_tensors)
-    lengths = saved.pop() if ctx.has_lengths else None
-    tape = _tape(ctx.program, clip, truncated)
-
-    def step(values: list[Tensor]) -> list[Tensor]:
-        return [v for (v,) in interpret.run(tape, values)]
-
-    with torch.enable_grad():
-        # Fresh names for the inputs: x may itself depend on W, and that path is not this operator's to follow.
-        inputs = [v.view_as(v) if v.requires_grad else v.detach().requires_grad_() for v in saved]
-        primal, d = inputs[: -2 * S], inputs[-2 * S :]
-        x, W, U, b, *rest = primal
-        units, matrices, states = _split(rest, n_units, n_matrices, S)
-        outputs = reference.unroll(step, tape.columns, x, W, U, b, units, matrices, states, lengths, reverse, truncated)
-        shown = [v for part in outputs for v in part]
-        first = torch.autograd.grad(shown, primal, d, create_graph=True, materialize_grads=True)
-        pairs = [
-            (v, g)
-            for v, g in zip(first, grads, strict=True)
-            if g is not None and v.requires_grad and g.shape == v.shape
-        ]
-        second: Sequence[Tensor | None] = [None] * len(inputs)
-        if pairs:
-            second = torch.autograd.grad(
-                [v for v, _ in pairs], inputs, [g for _, g in pairs],
-                create_graph=torch.is_grad_enabled(), allow_unused=True,
-            )  # fmt: skip
-    primal_grads, d_grads = list(second[: -2 * S]), list(second[-2 * S :])
-    dx, dW, dU, db, *rest2 = primal_grads
-    d_units, d_matrices, d_states = _split(rest2, n_units, n_matrices, S)  # type: ignore[arg-type]
-    nothing = [None] * S
-    return (
-        None, dx, dW, dU, db, d_units, d_matrices, d_states, None, nothing, None, d_grads[:S], d_grads[S:],
-        None, None, None, None, None,
-    )  # fmt: skip
-
-
-backward_op.register_autograd(_second_derivative, setup_context=_setup_backward)

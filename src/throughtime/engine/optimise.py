@@ -48,7 +48,7 @@ class Split:
 @lru_cache(maxsize=512)
 def inference(tape: Tape) -> Tape:
     """The tape of a step that keeps nothing."""
-    return fuse(_without_identities(tape))
+    return fuse(without_identities(tape))
 
 
 @lru_cache(maxsize=512)
@@ -58,8 +58,8 @@ def split(tape: Tape, shown: tuple[bool, ...]) -> Split:
     shown: for each state, whether a gradient enters at its outputs (the loss may not see the memory cell).
     What can be had from the states before and after the step at small cost is computed again rather than kept.
     """
-    plain = _without_identities(tape)
-    back = _relu_by_its_result(_without_identities(derive(tape)), plain)
+    plain = without_identities(tape)
+    back = _relu_by_its_result(without_identities(derive(tape)), plain)
     seen: dict[tuple, int] = {}
     front_keys, back_keys = _keys(plain, seen), _keys(back, seen)
     value_of = {key: v for v, key in reversed(list(enumerate(front_keys)))}
@@ -144,8 +144,9 @@ def _keys(tape: Tape, seen: dict[tuple, int]) -> list[int]:
     return keys
 
 
-def _without_identities(tape: Tape) -> Tape:
-    # `stop` and `clip_grad` have done their work once the tape is derived; 1 * a + 0 never had any.
+def without_identities(tape: Tape) -> Tape:
+    """The same tape without what computes nothing: `stop` and `clip_grad`, whose work is done once a tape is derived,
+    and 1 * a + 0."""
     n = len(tape.inputs)
     number = {i: i for i in range(n)}
     ops: list[Op] = []

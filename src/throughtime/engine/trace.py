@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import fx
 
 from throughtime.cells import Cell
-from throughtime.engine.tape import Builder, Input, Output, Tape
+from throughtime.engine.tape import Builder, Input, Output, Tape, loads
 from throughtime.errors import CellError
 
 Value = int | float  # a value number on the tape (as int), or a plain number (as float)
@@ -25,6 +25,11 @@ def program(cell: Cell) -> str:
     if cell.program is None:
         cell.program = trace(cell).dumps()
     return cell.program
+
+
+def tape_of(cell: Cell) -> Tape:
+    """The tape of a cell, traced on first use."""
+    return loads(program(cell))
 
 
 def inputs_of(cell: Cell) -> tuple[Input, ...]:

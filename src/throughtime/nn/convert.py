@@ -31,13 +31,14 @@ def convert(
     clip: float | None = None,
     truncated: bool = False,
     backend: str = "auto",
+    memory: str = "fast",
 ) -> M:
     """Turns every torch.nn.RNN, LSTM and GRU in `model` (which may be one itself) into ours, or back with to="torch".
 
     Each layer changes its class and stays the same object with the same Parameter objects: optimisers, hooks,
     training mode, device, dtype, and other places that hold the layer keep working. Layers of exactly these types
-    are converted; subclasses of them, which may have a forward of their own, are left. clip, truncated and backend
-    are set on the layers that become ours (see `throughtime.engine.unroll`).
+    are converted; subclasses of them, which may have a forward of their own, are left. clip, truncated, backend
+    and memory are set on the layers that become ours (see `throughtime.engine.unroll`).
 
     to="torch" converts our RNN, LSTM and GRU, and `Recurrent` where torch has its cell. Layers that torch cannot
     express (another cell, skip connections, a training rule) are left in place with a warning that names them.
@@ -50,14 +51,14 @@ def convert(
         raise ConfigError(f'to must be "throughtime" or "torch"; came {to!r}')
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model must be a torch.nn.Module; came {type(model).__name__}")
-    rules = check_rules(clip, truncated, backend)
+    rules = check_rules(clip, truncated, backend, memory)
     if to == "throughtime":
         for _, layer in _find(model, tuple(_OURS)):
             layer.__class__ = _OURS[type(layer)]
-            layer.clip, layer.truncated, layer.backend = rules
+            layer.clip, layer.truncated, layer.backend, layer.memory = rules
         return model
-    if rules != (None, False, "auto"):
-        raise ConfigError('clip, truncated and backend are rules of our layers; leave them out with to="torch"')
+    if rules != (None, False, "auto", "fast"):
+        raise ConfigError('clip, truncated, backend and memory are rules of our layers; leave them out with to="torch"')
     left, plans = [], []
     for name, layer in _find(model, (*_TORCHS, *_STACKS)):
         why = _lacking(layer)
@@ -135,7 +136,7 @@ def _mode(cell: Cell) -> str | None:
 
 
 def _to_torch(layer: Any) -> None:
-    own = {"clip", "truncated", "backend"}
+    own = {"clip", "truncated", "backend", "memory"}
     if isinstance(layer, Recurrent):
         own |= {"cell", "skip", "orthogonal"}
         pattern = _pattern(layer)

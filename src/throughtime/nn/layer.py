@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from throughtime.cells import Cell
-from throughtime.engine.unroll import autocast_dtype
+from throughtime.engine.operands import autocast_dtype
 from throughtime.nn.layout import Layout, enter
+from throughtime.nn.small_call import small_call
 from throughtime.nn.stack import Result, Rules, Weights, run_stack
 
 State = Tensor | tuple[Tensor, ...]
@@ -21,8 +22,8 @@ State = Tensor | tuple[Tensor, ...]
 class StackedLayer(torch.nn.Module, ABC):
     """A stack of recurrent layers as a module; subclasses hold the parameters and check the input.
 
-    Attributes that may be changed at any time: `clip`, `truncated`, `backend` (see `throughtime.engine.unroll`),
-    `dropout`.
+    Attributes that may be changed at any time: `clip`, `truncated`, `backend`, `memory` (see
+    `throughtime.engine.unroll`), `dropout`.
     """
 
     batch_first: bool
@@ -31,6 +32,7 @@ class StackedLayer(torch.nn.Module, ABC):
     clip: float | None
     truncated: bool
     backend: str
+    memory: str = "fast"  # as it is in layers saved before there was a choice
 
     @abstractmethod
     def step_cell(self) -> Cell:
@@ -44,14 +46,20 @@ class StackedLayer(torch.nn.Module, ABC):
     def _check(self, input: Any, state: Any) -> tuple[Tensor, ...] | None:
         """Raises where input and state do not fit; the state as a tuple, in the layout of the input."""
 
-    def _run(self, input: Tensor | PackedSequence, state: Any) -> tuple[Result, Layout]:
+    def weight(self, name: str) -> Tensor:
+        """The parameter of a name, or what stands for it (a parametrised weight)."""
+        found = self._parameters.get(name)
+        return getattr(self, name) if found is None else found  # a module's getattr is slow
+
+    def _run(self, input: Tensor | PackedSequence, state: Any, every_state: bool) -> tuple[Result, Layout]:
         given = self._check(input, state)
         x, layout = enter(input, self.batch_first)
         layers = self.layer_weights()
         states = None
         if given is not None:
             # Under autocast the states keep the parameters' dtype, whatever dtype they come in.
-            states = [layout.state_in(s).to(layers[0][0].weight_ih.dtype) for s in given]
+            dtype = layers[0][0].weight_ih.dtype
+            states = [s if s.dtype == dtype else s.to(dtype) for s in map(layout.state_in, given)]
         result = run_stack(
             self.step_cell(),
             layers,
@@ -60,12 +68,16 @@ class StackedLayer(torch.nn.Module, ABC):
             layout,
             dropout=self.dropout if self.training else 0.0,
             skip=self.skip,
-            rules=Rules(self.clip, self.truncated, self.backend),
+            rules=Rules(self.clip, self.truncated, self.backend, self.memory),
+            every_state=every_state,
         )
         return result, layout
 
     def _call(self, input: Tensor | PackedSequence, state: Any) -> tuple[Any, State]:
-        result, layout = self._run(input, state)
+        small = small_call(self, input, state)
+        if small is not None:
+            return small[0], small[1][0] if len(small[1]) == 1 else small[1]
+        result, layout = self._run(input, state, every_state=False)
         y, low = result.output, autocast_dtype(result.output.device.type)
         # As all of autocast, it leaves float64 and complex numbers as they are.
         if low is not None and y.is_floating_point() and y.dtype != torch.float64:
@@ -85,7 +97,7 @@ class StackedLayer(torch.nn.Module, ABC):
         It can be differentiated; but the gradient that arrives at one of these tensors is that which enters there
         from outside, not what comes back through later steps.
         """
-        result, layout = self._run(input, state)
+        result, layout = self._run(input, state, every_state=True)
         columns: Sequence[tuple[Tensor, ...]] = list(zip(*result.sequences, strict=True))
         names = self.step_cell().states
         return {name: layout.steps(torch.stack(s)) for name, s in zip(names, columns, strict=True)}

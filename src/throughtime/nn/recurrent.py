@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from throughtime.cells import Cell, by_name
+from throughtime.engine.operands import autocast_dtype
 from throughtime.engine.trace import program
-from throughtime.engine.unroll import autocast_dtype
 from throughtime.errors import CellError, ConfigError, ShapeError
 from throughtime.nn.layer import StackedLayer, State
 from throughtime.nn.stack import Weights, check_rules
@@ -43,7 +43,7 @@ class Recurrent(StackedLayer):
     so that y is [T, B, layers * dirs * P], and a linear map of it is the sum over layers of his equation. Dropout
     acts on h^{n-1}_t on its way to layer n, not on x_t, nor on y_t.
 
-    clip, truncated, backend: as in `throughtime.engine.unroll`.
+    clip, truncated, backend, memory: as in `throughtime.engine.unroll`.
 
     Raises ConfigError for options that make no sense, CellError for a cell that is not one or cannot be traced
     (unless backend="reference").
@@ -65,12 +65,13 @@ class Recurrent(StackedLayer):
         clip: float | None = None,
         truncated: bool = False,
         backend: str = "auto",
+        memory: str = "fast",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.cell = _cell(cell)
-        self.clip, self.truncated, self.backend = check_rules(clip, truncated, backend)
+        self.clip, self.truncated, self.backend, self.memory = check_rules(clip, truncated, backend, memory)
         if backend != "reference":
             program(self.cell)  # traced here, so that the error comes here; torch.compile cannot look into a tracer
         for name, n in (("input_size", input_size), ("hidden_size", hidden_size), ("num_layers", num_layers)):
@@ -140,7 +141,7 @@ class Recurrent(StackedLayer):
 
     def _weights(self, where: str) -> Weights:
         def get(name: str) -> Tensor:
-            return getattr(self, f"{name}_{where}")
+            return self.weight(f"{name}_{where}")
 
         recurrent = bool(self.cell.recurrent_gates)
         return Weights(
@@ -170,6 +171,7 @@ class Recurrent(StackedLayer):
         defaults = {
             "proj_size": 0, "num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0,
             "bidirectional": False, "skip": False, "clip": None, "truncated": False, "backend": "auto",
+            "memory": "fast",
         }  # fmt: skip
         shown += [f"{k}={getattr(self, k)!r}" for k, default in defaults.items() if getattr(self, k) != default]
         return ", ".join(shown)

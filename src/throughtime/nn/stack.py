@@ -11,7 +11,7 @@ from torch import Tensor
 
 from throughtime.cells import Cell
 from throughtime.engine import unroll
-from throughtime.engine.backends import NAMES
+from throughtime.engine.backends import NAMES, check_memory
 from throughtime.errors import BackendError, ConfigError
 from throughtime.nn.layout import Layout
 
@@ -33,6 +33,7 @@ class Rules(NamedTuple):
     clip: float | None
     truncated: bool
     backend: str
+    memory: str
 
 
 class Result(NamedTuple):
@@ -40,7 +41,8 @@ class Result(NamedTuple):
 
     output:    [T, B, dirs * P] of the last layer, or of all layers side by side with skip connections.
     finals:    the last states, each [layers * dirs, B, .], in torch's order: layer by layer, forward then reverse.
-    sequences: for each layer and direction, in the same order, its states at every step, each [T, B, .].
+    sequences: for each layer and direction, in the same order, its states at every step, each [T, B, .]; those
+               beyond the first may be empty unless every state was asked for.
     """
 
     output: Tensor
@@ -48,7 +50,7 @@ class Result(NamedTuple):
     sequences: list[tuple[Tensor, ...]]
 
 
-def check_rules(clip: float | None, truncated: bool, backend: str) -> Rules:
+def check_rules(clip: float | None, truncated: bool, backend: str, memory: str) -> Rules:
     """The rules as one value; raises ConfigError or BackendError for those that `unroll` would refuse."""
     if isinstance(clip, bool) or (clip is not None and not (clip > 0 and math.isfinite(clip))):
         raise ConfigError(f"clip must be a positive number, the bound of the derivative, or None; came {clip}")
@@ -56,7 +58,8 @@ def check_rules(clip: float | None, truncated: bool, backend: str) -> Rules:
         raise ConfigError(f"truncated must be True or False; came {truncated!r}")
     if backend not in NAMES:
         raise BackendError(f"unknown backend {backend!r}; it must be one of {', '.join(NAMES)}")
-    return Rules(clip, truncated, backend)
+    check_memory(memory, backend, "it was asked for")
+    return Rules(clip, truncated, backend, memory)
 
 
 def run_stack(
@@ -69,12 +72,13 @@ def run_stack(
     dropout: float,
     skip: bool,
     rules: Rules,
+    every_state: bool = True,
 ) -> Result:
     """Runs x [T, B, D] through `layers`, each a list of one set of weights a direction.
 
     states: the initial states, each [layers * dirs, B, .]; None for zeros. dropout: the probability with which an
     element of a layer's output is left out on its way to the layer above; 0 outside training. skip: the input
-    goes to every layer and every layer's output to the output (Graves 2013).
+    goes to every layer and every layer's output to the output (Graves 2013). every_state: see `Result.sequences`.
     """
     below = x
     outputs: list[Tensor] = []
@@ -88,22 +92,15 @@ def run_stack(
         for reverse, w in enumerate(directions):
             first = None if states is None else [s[len(finals)] for s in states]
             shown, last = unroll(
-                cell,
-                below,
-                w.weight_ih,
-                w.weight_hh,
-                w.bias_ih,
-                w.bias_hh,
-                units=w.units,
-                matrices=w.matrices,
-                states=first,
-                lengths=layout.lengths,
-                reverse=bool(reverse),
-                **rules._asdict(),
-            )
+                cell, below, w.weight_ih, w.weight_hh, w.bias_ih, w.bias_hh, units=w.units, matrices=w.matrices,
+                states=first, lengths=layout.lengths, reverse=bool(reverse), clip=rules.clip,
+                truncated=rules.truncated, memory=rules.memory, backend=rules.backend, every_state=every_state,
+            )  # fmt: skip
             sequences.append(shown)
             finals.append(last)
         here = [shown[0] for shown in sequences[-len(directions) :]]
         outputs.append(here[0] if len(here) == 1 else torch.cat(here, -1))
     output = torch.cat(outputs, -1) if skip and len(outputs) > 1 else outputs[-1]
-    return Result(output, tuple(torch.stack(column) for column in zip(*finals, strict=True)), sequences)
+    if len(finals) == 1:
+        return Result(output, tuple(s.unsqueeze(0) for s in finals[0]), sequences)
+    return Result(output, tuple(map(torch.stack, zip(*finals, strict=True))), sequences)

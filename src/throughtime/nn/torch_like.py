@@ -10,8 +10,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from throughtime import cells
 from throughtime.cells import Cell
+from throughtime.engine.operands import autocast_dtype
 from throughtime.engine.trace import program
-from throughtime.engine.unroll import autocast_dtype
 from throughtime.nn.layer import StackedLayer
 from throughtime.nn.stack import Weights, check_rules
 
@@ -40,13 +40,14 @@ class TorchLike(StackedLayer, torch.nn.RNNBase):
         clip: float | None = None,
         truncated: bool = False,
         backend: str = "auto",
+        memory: str = "fast",
         **kwargs: Any,
     ) -> None:
-        rules = check_rules(clip, truncated, backend)
+        rules = check_rules(clip, truncated, backend, memory)
         super().__init__(*args, **kwargs)
         if self.proj_size > 0 and self.mode != "LSTM":  # torch lets it pass where it is not named
             raise ValueError(_NO_PROJECTION)
-        self.clip, self.truncated, self.backend = rules
+        self.clip, self.truncated, self.backend, self.memory = rules
 
     def step_cell(self) -> Cell:
         return _PROJECTED if self.proj_size > 0 else _CELLS[self.mode]
@@ -57,7 +58,7 @@ class TorchLike(StackedLayer, torch.nn.RNNBase):
 
     def _weights(self, where: str) -> Weights:
         def get(name: str) -> Tensor:
-            return getattr(self, f"{name}_{where}")
+            return self.weight(f"{name}_{where}")
 
         return Weights(
             get("weight_ih"),
@@ -72,7 +73,7 @@ class TorchLike(StackedLayer, torch.nn.RNNBase):
         """Does nothing: there is no cuDNN that wants the parameters in one piece."""
 
     def extra_repr(self) -> str:
-        rules = (("clip", None), ("truncated", False), ("backend", "auto"))
+        rules = (("clip", None), ("truncated", False), ("backend", "auto"), ("memory", "fast"))
         extra = [f"{k}={getattr(self, k)!r}" for k, default in rules if getattr(self, k) != default]
         return ", ".join([super().extra_repr(), *extra])
 
@@ -157,7 +158,8 @@ class RNN(TorchLike):
         h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)
 
     Arguments, parameters, initialisation, call and return are torch.nn.RNN's, and so are its errors; a state_dict
-    moves between the two. Keyword-only besides: clip, truncated and backend, as in `throughtime.engine.unroll`.
+    moves between the two. Keyword-only besides: clip, truncated, backend and memory, as in
+    `throughtime.engine.unroll`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -183,7 +185,8 @@ class LSTM(TorchLike):
         h_t = o_t * tanh(c_t)                       z_t = W_ih x_t + b_ih + W_hh h_{t-1} + b_hh
 
     Arguments, parameters, initialisation, call and return are torch.nn.LSTM's, and so are its errors; a state_dict
-    moves between the two. Keyword-only besides: clip, truncated and backend, as in `throughtime.engine.unroll`.
+    moves between the two. Keyword-only besides: clip, truncated, backend and memory, as in
+    `throughtime.engine.unroll`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -213,7 +216,8 @@ class GRU(TorchLike):
         h_t = (1 - u_t) * n_t + u_t * h_{t-1}
 
     Arguments, parameters, initialisation, call and return are torch.nn.GRU's, and so are its errors; a state_dict
-    moves between the two. Keyword-only besides: clip, truncated and backend, as in `throughtime.engine.unroll`.
+    moves between the two. Keyword-only besides: clip, truncated, backend and memory, as in
+    `throughtime.engine.unroll`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

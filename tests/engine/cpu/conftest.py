@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from throughtime.engine.cpu import call, library
+from throughtime.engine.cpu import library, plan
 
 WIDEST = library.ISAS.index(library.current())
 
 
 @pytest.fixture(autouse=True)
 def everything_on_threads(monkeypatch):
-    monkeypatch.setattr(call, "SMALL", 0)
+    monkeypatch.setattr(plan, "SMALL", 0)
 
 
 @pytest.fixture(autouse=True)

@@ -33,10 +33,10 @@ class Problem:
     d_sequences: list[Tensor]
     d_finals: list[Tensor]
 
-    def results(self, backend=cpu, save: bool = True) -> dict[str, Tensor]:
+    def results(self, backend=cpu) -> dict[str, Tensor]:
         """Everything a forward and a backward pass give, by name."""
         weights = (self.x, self.W, self.U, self.b, self.units, self.matrices, self.states, self.lengths)
-        sequences, finals, saved = backend.forward(self.tape, *weights, self.reverse, save)
+        sequences, finals, saved = backend.forward(self.tape, *weights, self.reverse, True)
         grads = backend.backward(
             self.tape, *weights, sequences, saved, self.d_sequences, self.d_finals, self.reverse, self.truncated, True
         )
@@ -84,5 +84,5 @@ def assert_close(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: 
         torch.testing.assert_close(ours[name], v, rtol=0, atol=tolerance * scale, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def assert_same_as_torch(p: Problem, tolerance: float = 1e-11, save: bool = True) -> None:
-    assert_close(p.results(save=save), p.results(torch_backend), tolerance)
+def assert_same_as_torch(p: Problem, tolerance: float = 1e-11) -> None:
+    assert_close(p.results(), p.results(torch_backend), tolerance)

@@ -1,165 +1,89 @@
-"""One call of the kernels: all that a problem's sizes decide, worked out once, and the structure filled for a call."""
+"""One call of the kernels: the plan's structures with a batch's rows and weights filled in, forward and backward."""
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from throughtime.engine.cpu import library
-from throughtime.engine.cpu.compiled import Columns, Programs, arrange, compiled, everything, ints, sizes_of
-from throughtime.engine.cpu.library import ForwardCall
-from throughtime.engine.cpu.packing import Layout, PackCache, layout, panels_array
-from throughtime.engine.cpu.program import Sizes
-from throughtime.engine.tape import Tape
-
-# Rows of a chunk of steps, over the whole batch: its net inputs stay in the second-level cache.
-CHUNK = 256
-# Below this many multiply-adds a call runs on one thread: waking the others costs more.
-SMALL = 1 << 19
+from throughtime.engine.cpu.compiled import ints
+from throughtime.engine.cpu.library import BackwardCall, ForwardCall
+from throughtime.engine.cpu.packed_batch import PackedBatch
+from throughtime.engine.cpu.packing import PackCache, panels_array
+from throughtime.engine.cpu.plan import Plan
+from throughtime.errors import BackendError
 
 cache = PackCache()
 
 
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """What a tape at one set of sizes, dtypes and threads needs, whatever the length of the batch."""
+class Walk(NamedTuple):
+    """What both walks through a batch read, all of it contiguous: rows in the kernels' order, weights, first states."""
 
-    tape: Tape
-    sizes: Sizes
-    columns: Columns
-    programs: Programs
-    kept_row: int
-    D: int
-    double: bool
-    low: bool  # weights and x in bf16
-    pairs: bool  # and the machine multiplies bf16 itself
-    threads: int
-    row_groups: int
-    W: Layout
-    U: Layout
-    W_back: Layout
-    U_back: Layout
-    matrices: tuple[Layout, ...]
-    matrices_back: tuple[Layout, ...]
-    column_of: Any
-    state_widths: Any
-    x_blocks: Any
-    h_blocks: Any
-    shapes: Any
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return torch.float64 if self.double else torch.float32
+    plan: Plan
+    batch: PackedBatch
+    x: Tensor
+    W: Tensor
+    U: Tensor
+    b: Tensor
+    units: Sequence[Tensor]
+    matrices: Sequence[Tensor]
+    first: Sequence[Tensor]
+    reverse: bool
 
 
-# By the tape's identity: to compare tapes would take longer than a step of one. The plan keeps its tape alive.
-_plans: dict[tuple, Plan] = {}
+def run_forward(walk: Walk, sequences: Sequence[Tensor], finals: Sequence[Tensor], kept: Tensor) -> None:
+    """Writes the states at every step, the last states, and what the plan keeps."""
+    call = ForwardCall.from_buffer_copy(walk.plan.forward)
+    keep = fill(call, walk), aim(call, walk.units, walk.first, sequences, finals)
+    call.kept = kept.data_ptr()
+    run(call)
+    del keep
 
 
-def plan(
-    tape: Tape, rows: int, B: int, D: int, W: Tensor, b: Tensor, matrices: Sequence[Tensor], states: Sequence[Tensor],
-    shown: tuple[bool, ...] | None,
-) -> Plan:  # fmt: skip
-    """The plan for a batch of B sequences and `rows` steps in all; shown: as in `compiled`, None for inference."""
-    lib = library.load()
-    isa, threads = lib.tt_current(), torch.get_num_threads()
-    H, P = b.shape[0] // len(tape.columns), states[0].shape[1]
-    C = arrange(tape.columns)
-    if rows * H * (C.nx * D + C.nh * P) < SMALL:
-        threads = 1
-    row_groups = _row_groups(B, threads)
-    shapes = tuple((int(m.shape[0]), int(m.shape[1])) for m in matrices)
-    key = (id(tape), D, H, P, shapes, W.dtype, states[0].dtype, threads, row_groups, isa, shown)
-    found = _plans.get(key)
-    if found is not None and found.tape is tape:
-        return found
-    sizes = sizes_of(tape, H, P, shapes)
-    programs = compiled(tape, sizes, shown)
-    full = programs if shown is None else compiled(tape, sizes, everything(tape))
-    double, low = states[0].dtype == torch.float64, W.dtype == torch.bfloat16
-    pairs = low and library.ISAS[isa] == "avx512_bf16"
-    lanes = lib.tt_lanes(int(double))
-    width = lanes * min(lib.tt_panel_vectors(), max(1, -(-H // (lanes * (threads // row_groups)))))
-    padded = -(-H // lanes) * lanes
-    x_blocks, h_blocks = C.x_blocks[: C.nx], C.h_blocks[C.h0 :]
+def run_backward(
+    walk: Walk,
+    sequences: Sequence[Tensor],
+    kept: Tensor,
+    dy: Sequence[Tensor | None],
+    ds: Sequence[Tensor],
+    dx: Tensor | None,
+    truncated: bool,
+) -> list[Tensor]:
+    """Gives the gradients of W, U, b, units and matrices; writes dx, and into ds the gradients of the first states.
 
-    def how(turned: bool, blocks: tuple[int, ...], n: int, up_to: int) -> Layout:
-        return layout(turned, blocks, n, up_to, width, pairs, isa)
-
-    if len(_plans) > 1024:
-        _plans.clear()
-    made = _plans[key] = Plan(
-        tape, sizes, C, programs, padded_row(full.forward.kept_row), D, double, low, pairs, threads, row_groups,
-        how(True, x_blocks, H, H), how(True, h_blocks, H, H),
-        how(False, x_blocks, H, padded), how(False, h_blocks, H, padded),
-        tuple(how(True, (0,), n, n) for n, _ in shapes), tuple(how(False, (0,), n, n) for n, _ in shapes),
-        ints(C.order), ints(sizes.states), ints(C.x_blocks), ints(C.h_blocks), ints([n for s in shapes for n in s]),
+    dy: the gradient that enters at each state's outputs: for every row, or one row that stands for all, or None.
+    ds: on entry the gradients of the last states.
+    """
+    p = walk.plan
+    program = p.programs.backward
+    assert program is not None and p.backward is not None
+    call = BackwardCall.from_buffer_copy(p.backward)
+    keep = fill(call.forward, walk), aim(call.forward, walk.units, walk.first, sequences, ())
+    call.forward.kept = kept.data_ptr()
+    dW, dU, db = (torch.empty(v.shape, dtype=p.dtype) for v in (walk.W, walk.U, walk.b))
+    d_units = [torch.empty(p.sizes.H, dtype=p.dtype) for _ in walk.units]
+    paired = {m for m, _, _ in program.program.pairs}
+    d_matrices = [
+        (torch.empty if k in paired else torch.zeros)(m.shape, dtype=p.dtype) for k, m in enumerate(walk.matrices)
+    ]
+    W_back, U_back = cache.get(walk.W, p.W_back, p.threads), cache.get(walk.U, p.U_back, p.threads)
+    turned = [cache.get(m, how, p.threads) for m, how in zip(walk.matrices, p.matrices_back, strict=True)]
+    dy_rows = [w if d is not None and d.dim() > 1 else 0 for d, w in zip(dy, p.sizes.states, strict=True)]
+    arrays = (
+        addresses(dy), ints(dy_rows), addresses(ds), panels_array(turned), addresses(d_units), addresses(d_matrices)
     )  # fmt: skip
-    return made
-
-
-def padded_row(n: int) -> int:
-    """Numbers from one row of what is kept to the next: rows a multiple of 2 KiB apart fall on the same cache sets."""
-    return n + 16 if n and n % 512 == 0 else n
-
-
-def _row_groups(B: int, threads: int) -> int:
-    """Into how many groups of sequences a batch is split; the threads left over split the units of a group."""
-    for groups in range(threads, 1, -1):
-        if threads % groups == 0 and 4 * groups <= B:
-            return groups
-    return 1
-
-
-class Call:
-    """The part of a call that both directions share. It keeps alive what the structure points to."""
-
-    def __init__(
-        self, p: Plan, backward: bool, T: int, B: int, offset: Any, x: Tensor, W: Tensor, U: Tensor, b: Tensor,
-        units: Sequence[Tensor], matrices: Sequence[Tensor], first: Sequence[Tensor], reverse: bool,
-        sequences: Sequence[Tensor], finals: Sequence[Tensor], kept: Tensor,
-    ):  # fmt: skip
-        words = x
-        if p.low and not p.pairs:
-            words = x.float()
-        elif p.low and p.D % 2:
-            words = torch.nn.functional.pad(x, (0, 1))
-        C, threads = p.columns, p.threads
-        program = p.programs.backward if backward else p.programs.forward
-        assert program is not None
-        packed_W, packed_U = cache.get(W, p.W, threads), cache.get(U, p.U, threads)
-        packed = [cache.get(m, how, threads) for m, how in zip(matrices, p.matrices, strict=True)]
-        pointers = [addresses(units), addresses(first), addresses(sequences), addresses(finals)]
-        array = panels_array(packed)
-        self.keep = (
-            p,
-            offset,
-            words,
-            packed_W,
-            packed_U,
-            packed,
-            array,
-            pointers,
-            units,
-            first,
-            sequences,
-            finals,
-            kept,
-            b,
-        )
-        at = ctypes.addressof
-        self.struct = ForwardCall(
-            program.address, at(offset), at(p.column_of), T, B, p.D, p.sizes.H, p.sizes.states[0], len(first),
-            len(units), len(C.order), C.nx, C.h0, C.nh, reverse, p.double, p.pairs, threads, words.data_ptr(),
-            b.data_ptr(),
-            packed_W.address, packed_U.address, at(array), at(pointers[0]), at(pointers[1]), at(p.state_widths),
-            at(pointers[2]), at(pointers[3]), kept.data_ptr(), p.kept_row, CHUNK, p.row_groups,
-        )  # fmt: skip
+    at = map(ctypes.addressof, arrays)
+    call.dy, call.dy_rows, call.ds, call.turned_matrices, call.d_units, call.d_matrices = at
+    call.Wt, call.Ut, call.x_rows, call.truncated = W_back.address, U_back.address, walk.x.data_ptr(), truncated
+    call.dx = None if dx is None else dx.data_ptr()
+    call.dW, call.dU, call.db = dW.data_ptr(), dU.data_ptr(), db.data_ptr()
+    _check(library.load().tt_backward(ctypes.byref(call)))
+    del keep
+    return [dW, dU, db, *d_units, *d_matrices]
 
 
 def addresses(tensors: Sequence[Tensor | None]) -> ctypes.Array:
@@ -167,9 +91,42 @@ def addresses(tensors: Sequence[Tensor | None]) -> ctypes.Array:
     return (ctypes.c_void_p * max(1, len(tensors)))(*[None if t is None else t.data_ptr() for t in tensors])
 
 
-def fresh(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Memory to be written; of many megabytes in large pages, which cost less to touch for the first time."""
-    out = torch.empty(shape, dtype=dtype)
-    if out.numel() > 1 << 20:
-        library.load().tt_large_pages(out.data_ptr(), out.nbytes)
-    return out
+def fill(call: ForwardCall, walk: Walk) -> tuple[Any, ...]:
+    """Fills in the rows and the weights. What it gives back must live as long as the structure is used."""
+    p, batch, x = walk.plan, walk.batch, walk.x
+    if p.low and not p.pairs:
+        x = x.float()
+    elif p.low and p.D % 2:
+        x = torch.nn.functional.pad(x, (0, 1))
+    W, U = cache.get(walk.W, p.W, p.threads), cache.get(walk.U, p.U, p.threads)
+    packed = [cache.get(m, how, p.threads) for m, how in zip(walk.matrices, p.matrices, strict=True)]
+    panels = panels_array(packed)
+    batch.fill(call, walk.reverse)
+    call.x, call.bias = x.data_ptr(), walk.b.data_ptr()
+    call.W, call.U, call.matrices = W.address, U.address, ctypes.addressof(panels)
+    return p, batch, x, walk.b, W, U, packed, panels
+
+
+def aim(
+    call: ForwardCall,
+    units: Sequence[Tensor],
+    first: Sequence[Tensor],
+    sequences: Sequence[Tensor],
+    finals: Sequence[Tensor],
+) -> Any:
+    """Fills in where states are read and written, with one array; it must live as long as the structure is used."""
+    pointers = addresses([*units, *first, *sequences, *finals])
+    at, word, n, S = ctypes.addressof(pointers), ctypes.sizeof(ctypes.c_void_p), len(units), len(first)
+    call.units, call.first = at, at + word * n
+    call.sequences, call.finals = at + word * (n + S), at + word * (n + 2 * S)
+    return pointers
+
+
+def run(call: ForwardCall) -> None:
+    """The kernels' forward walk."""
+    _check(library.load().tt_forward(ctypes.byref(call)))
+
+
+def _check(code: int) -> None:
+    if code:
+        raise BackendError("the instruction set in use was changed while a call was being prepared")

@@ -9,7 +9,8 @@ from functools import lru_cache
 
 from throughtime.cells import Column
 from throughtime.engine.cpu.library import TapeInstruction, TapePlace, TapeProgram, TapeSweep, TapeWholeRow
-from throughtime.engine.cpu.program import Place, Program, Sizes, lower
+from throughtime.engine.cpu.lower import lower
+from throughtime.engine.cpu.program import Place, Program, Sizes
 from throughtime.engine.optimise import inference, split
 from throughtime.engine.tape import Tape
 from throughtime.errors import BackendError
@@ -32,10 +33,11 @@ class Columns:
 
 @lru_cache(maxsize=256)
 def arrange(columns: tuple[Column, ...]) -> Columns:
+    """The kernels' order of the columns, and the row blocks of W and U that belong to each, -1 for none."""
+
     def rank(k: int) -> int:
         return 0 if columns[k].h is None else 1 if columns[k].x is not None else 2
 
-    """The kernels' order of the columns, and the row blocks of W and U that belong to each, -1 for none."""
     order = tuple(sorted(range(len(columns)), key=rank))
     xs = [-1 if (x := columns[k].x) is None else x for k in order]
     hs = [-1 if (h := columns[k].h) is None else h for k in order]

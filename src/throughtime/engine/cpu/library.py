@@ -75,6 +75,19 @@ class BackwardCall(ctypes.Structure):
     ]
 
 
+class MapCall(ctypes.Structure):
+    _fields_ = [
+        *_fields(POINTER, "program column_of"),
+        *_fields(NUMBER, "T B D H S C nx h0 nh reverse truncated dtype threads bases bases_x base_h"),
+        ("base_of", POINTER),
+        ("factors", NUMBER),
+        *_fields(POINTER, "total_kind total_at"),
+        *_fields(NUMBER, "rows block parts n_kept kept_row"),
+        *_fields(POINTER, "state_widths lengths loss_steps starts kept units Wt Ut matrices turned_matrices"),
+        *_fields(POINTER, "direct above input_slope dx sizes arrived"),
+    ]
+
+
 def path() -> Path:
     """Where the library is looked for: THROUGHTIME_CPU_LIBRARY, or beside this file."""
     given = os.environ.get("THROUGHTIME_CPU_LIBRARY")
@@ -100,12 +113,12 @@ def load() -> ctypes.CDLL:
     lib.tt_lanes.argtypes = lib.tt_layout.argtypes = [NUMBER]
     lib.tt_peak.restype, lib.tt_peak.argtypes = ctypes.c_double, [NUMBER, NUMBER, ctypes.c_double]
     lib.tt_pack.argtypes = [POINTER, NUMBER]
-    lib.tt_forward.argtypes = lib.tt_backward.argtypes = [POINTER]
+    lib.tt_forward.argtypes = lib.tt_backward.argtypes = lib.tt_map.argtypes = [POINTER]
     lib.tt_move_rows.argtypes = [POINTER, POINTER, POINTER, NUMBER, NUMBER, NUMBER, NUMBER]
     lib.tt_large_pages.argtypes, lib.tt_large_pages.restype = [POINTER, NUMBER], None
     lib.tt_checksum.argtypes, lib.tt_checksum.restype = [POINTER, NUMBER], ctypes.c_uint64
     lib.tt_apply.argtypes = [NUMBER, NUMBER, POINTER, POINTER, NUMBER]
-    for k, structure in enumerate((TapeProgram, Panels, Packing, ForwardCall, BackwardCall)):
+    for k, structure in enumerate((TapeProgram, Panels, Packing, ForwardCall, BackwardCall, MapCall)):
         if lib.tt_layout(k) != ctypes.sizeof(structure):
             raise BackendError(f"{where} was built from other sources than this package; build the kernels anew")
     wanted = os.environ.get("THROUGHTIME_CPU_ISA")

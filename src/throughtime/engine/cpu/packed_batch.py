@@ -9,52 +9,54 @@ import torch
 from torch import Tensor
 
 from throughtime.engine.cpu import library
+from throughtime.engine.cpu.library import ForwardCall
+from throughtime.engine.cpu.memory import fresh
 
 
 class PackedBatch:
     """The rows [T * B] of a batch in the kernels' order; without lengths, the batch as it is.
 
     Step t has rows offset[t] .. offset[t + 1): the sequences still running, the longest first, as in torch's
-    PackedSequence.
+    PackedSequence. running: how many of the B sequences have a step at all.
     """
 
     def __init__(self, T: int, B: int, lengths: Tensor | None):
-        self.T, self.B, self.start, self.begin = T, B, 0, 0
+        self.T, self.B = T, B
         self.index: Tensor | None = None
         if lengths is None or B == 0 or int(lengths.min()) >= T:
-            self.offset = _even(T, B)
-            self.rows = T * B
+            self.offset, self.rows, self.running = _even(T, B), T * B, B
             return
         ordered, self.order = torch.sort(lengths, descending=True, stable=True)
-        running = torch.arange(T)[:, None] < ordered
-        counts = running.sum(1)
-        self.rows = int(counts.sum())
-        self.offset = (ctypes.c_int64 * (T + 1))(0, *counts.cumsum(0).tolist())
-        self.index = (torch.arange(T)[:, None] * B + self.order)[running]
+        there = torch.arange(T)[:, None] < ordered
+        ends = there.sum(1).cumsum(0).tolist()
+        self.offset, self.rows, self.running = (ctypes.c_int64 * (T + 1))(0, *ends), ends[-1], ends[0]
+        self.index = (torch.arange(T)[:, None] * B + self.order)[there]
 
-    def at(self, t: int) -> slice:
-        """The rows of step t; none outside the batch."""
-        return slice(self.offset[t], self.offset[t + 1]) if 0 <= t < self.T else slice(0, 0)
+    def fill(self, call: ForwardCall, reverse: bool = False) -> None:
+        """Fills in the rows of a call; the batch must live as long as the structure is used."""
+        call.offset, call.T, call.B, call.reverse = ctypes.addressof(self.offset), self.T, self.running, reverse
 
-    def part(self, t0: int, t1: int) -> PackedBatch:
-        """Steps t0 .. t1 - 1 as a batch of their own: rows from `begin`, steps from `start`."""
-        part = object.__new__(PackedBatch)
-        part.T, part.start, part.begin, part.index = t1 - t0, t0, self.offset[t0], None
-        part.B = self.offset[t0 + 1] - part.begin
-        part.rows = self.offset[t1] - part.begin
-        part.offset = (ctypes.c_int64 * (part.T + 1))(*(self.offset[t] - part.begin for t in range(t0, t1 + 1)))
-        return part
+    def room(self, n: int, dtype: torch.dtype, whole: bool = False) -> Tensor:
+        """Memory for n numbers a row, to be written: [T, B, n], or [rows, n] where rows are packed.
+
+        whole: [T, B, n] in any case, zero behind the packed rows.
+        """
+        shape = (self.T, self.B, n) if whole or self.index is None else (self.rows, n)
+        out = fresh(shape, dtype)
+        if whole and self.index is not None:
+            out.view(self.T * self.B, n)[self.rows :].zero_()
+        return out
 
     def gather(self, a: Tensor) -> Tensor:
-        """[T, B, n] -> [rows, n]"""
+        """[T, B, n], contiguous -> [rows, n]; as it is without lengths."""
         if self.index is None:
-            return a.reshape(self.T * self.B, a.shape[2])
+            return a
         return self._move(a.new_empty(self.rows, a.shape[2]), a, scatter=False)
 
     def spread(self, a: Tensor) -> Tensor:
-        """[rows, n] -> [T, B, n], zero beyond each sequence's length"""
+        """What `room` gave -> [T, B, n], zero beyond each sequence's length"""
         if self.index is None:
-            return a.view(self.T, self.B, a.shape[1])
+            return a
         return self._move(a.new_zeros(self.T, self.B, a.shape[1]), a, scatter=True)
 
     def sorted(self, a: Tensor) -> Tensor:
@@ -71,7 +73,6 @@ class PackedBatch:
 
     def _move(self, out: Tensor, a: Tensor, scatter: bool) -> Tensor:
         assert self.index is not None
-        a = a.contiguous()
         library.load().tt_move_rows(
             out.data_ptr(), a.data_ptr(), self.index.data_ptr(), self.rows, a.shape[-1] * a.element_size(), scatter,
             torch.get_num_threads(),

@@ -107,6 +107,27 @@ int tt_backward(const tt_backward_call* b) {
     return 0;
 }
 
+int tt_map(const tt_map_call* c) {
+    const Kernels& k = *table(current);
+    const int64_t numbers = (1 + c->S) * c->rows * c->T;
+    int64_t next = 0;
+    if (c->threads == 1) {
+        ScratchInUse scratch;
+        k.map[c->dtype](*c, &next);
+        k.join(*c, 0, numbers);
+        return 0;
+    }
+#pragma omp parallel num_threads((int)c->threads)
+    {
+        ScratchInUse scratch;
+        k.map[c->dtype](*c, &next);
+#pragma omp barrier
+        const int64_t me = omp_get_thread_num(), n = omp_get_num_threads();
+        k.join(*c, numbers * me / n, numbers * (me + 1) / n);
+    }
+    return 0;
+}
+
 int tt_pack(const tt_packing* p, int64_t threads) {
     const Kernels& k = *table(current);
     const int64_t columns = p->turned ? p->rows : p->source_columns, groups = p->turned ? p->n_blocks : 1;
@@ -158,8 +179,9 @@ int64_t tt_lanes(int64_t dtype) { return table(current)->lanes[dtype]; }
 int64_t tt_panel_vectors(void) { return table(current)->panel_vectors; }
 
 int64_t tt_layout(int64_t which) {
-    const int64_t sizes[] = {sizeof(tt_program), sizeof(tt_panels), sizeof(tt_packing), sizeof(tt_forward_call), sizeof(tt_backward_call)};
-    return which >= 0 && which < 5 ? sizes[which] : -1;
+    const int64_t sizes[] = {sizeof(tt_program), sizeof(tt_panels), sizeof(tt_packing), sizeof(tt_forward_call), sizeof(tt_backward_call),
+                             sizeof(tt_map_call)};
+    return which >= 0 && which < 6 ? sizes[which] : -1;
 }
 
 double tt_peak(int64_t dtype, int64_t threads, double seconds) {

@@ -96,8 +96,35 @@ typedef struct {
     int64_t n_pairs, n_matrices;
 } tt_backward_call;
 
+/* Many gradients sent back through one pass. Each row is one loss step; rows stand in the order in which they join the
+   walk back, every row with its own place in each sequence. What enters and what comes out is float64. */
+typedef struct {
+    const tt_program* program;      /* of the linear step: kept and ds in; dz or the bases, and ds, out */
+    const int64_t* column_of;
+    int64_t T, B, D, H, S, C, nx, h0, nh, reverse, truncated, dtype, threads;
+    int64_t bases, bases_x, base_h; /* 0, or how many; those with a part from x come first, with one from h from base_h */
+    const int64_t* base_of;         /* for each column in this order, its base */
+    int64_t factors;                /* where a row of kept has a column's factor [H] of its base; each base's squares follow */
+    const int64_t *total_kind, *total_at; /* S: 0 in kept[n_kept + at] of the program, 1 in base `at`, 2 in ds before the step */
+    int64_t rows, block, parts;     /* rows are shared out in blocks, the sequences of each in parts */
+    int64_t n_kept, kept_row;
+    const int64_t* state_widths;    /* S */
+    const int64_t* lengths;         /* B: how many steps each sequence has */
+    const int64_t *loss_steps, *starts; /* rows: the step of its loss, and the one at which it joins */
+    const void* kept;               /* [T, B, kept_row]: what the linear step multiplies by */
+    const void* const* units;       /* likewise, the same at all steps: [H] each */
+    const tt_panels *Wt, *Ut, *matrices, *turned_matrices;
+    const void* const* direct;      /* NULL or S x ([T, B, width] or NULL): enters row t at step t only */
+    const void* const* above;       /* NULL or S x ([rows, T, B, width] or NULL): enters at every step */
+    const void* input_slope;        /* NULL or [T, B, D]: what dx is multiplied by */
+    void* dx;                       /* NULL or [rows, T, B, D] */
+    double* sizes;                  /* [parts, 1 + S, rows, T], zero: ||dz||, ||ds|| over the batch; in part 0 at the end */
+    void* const* arrived;           /* NULL or dz [rows, T, B, C * H] and ds, S x [rows, T, B, width] */
+} tt_map_call;
+
 TT_API int tt_forward(const tt_forward_call*);
 TT_API int tt_backward(const tt_backward_call*);
+TT_API int tt_map(const tt_map_call*);
 TT_API int tt_pack(const tt_packing*, int64_t threads);
 /* rows[i] of source -> out[i], or with scatter source[i] -> rows[i] of out; `bytes` a row. */
 TT_API int tt_move_rows(void* out, const void* source, const int64_t* rows, int64_t n, int64_t bytes, int64_t scatter, int64_t threads);

@@ -3,6 +3,7 @@
 
 #include "backward.h"
 #include "forward.h"
+#include "map.h"
 
 #include <cstring>
 #include <new>
@@ -22,6 +23,21 @@ void backward(const tt_backward_call& b, int me, int threads, void* lines, const
     FlushDenormals flush;
     const Part part(b.pass, me, threads, threads == b.pass.threads ? b.pass.row_groups : 1);
     Backward<T, PAIRS>(b, part, (Arrivals*)lines, *(const Shared<T>*)shared).run();
+}
+
+// Tasks are taken one after another, the longest first, by whoever is free: each has its own place to write to.
+template <class T> void map(const tt_map_call& c, int64_t* next) {
+    FlushDenormals flush;
+    Map<T> worker(c);
+    const int64_t tasks = (c.rows + c.block - 1) / c.block * c.parts;
+    for (int64_t i; (i = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED)) < tasks;) worker.task(i);
+}
+
+// Adds the parts up into the first, for some of the numbers.
+void join(const tt_map_call& c, int64_t from, int64_t to) {
+    const int64_t apart = (1 + c.S) * c.rows * c.T;
+    for (int64_t part = 1; part < c.parts; part++)
+        for (int64_t i = from; i < to; i++) c.sizes[i] = joined(c.sizes[i], c.sizes[part * apart + i]);
 }
 
 template <class T> void** steps_of(const tt_forward_call& c) {
@@ -91,6 +107,8 @@ extern const Kernels kernels;
 const Kernels kernels = {
     {forward<float, false>, forward<double, false>, forward<float, has_pairs>},
     {backward<float, false>, backward<double, false>, backward<float, has_pairs>},
+    {map<float>, map<double>},
+    join,
     {steps_of<float>, steps_of<double>},
     {share_memory<float>, share_memory<double>},
     {pack<float>, pack<double>},

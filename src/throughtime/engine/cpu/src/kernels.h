@@ -6,6 +6,8 @@ struct Kernels {
     // By number type: float32, float64, and float32 with products in bf16.
     void (*forward[3])(const tt_forward_call&, int me, int threads, void* lines, void* const* steps);
     void (*backward[3])(const tt_backward_call&, int me, int threads, void* lines, const void* shared);
+    void (*map[2])(const tt_map_call&, int64_t* next);
+    void (*join)(const tt_map_call&, int64_t from, int64_t to);
     void** (*steps_of[2])(const tt_forward_call&);
     void* (*share_memory[2])(const tt_backward_call&);
     void (*pack[2])(const tt_packing&, long from, long to);

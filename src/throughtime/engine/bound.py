@@ -1,0 +1,84 @@
+"""A cell bound to its weights on the CPU kernels, for calls so small that preparing them would cost more than they do.
+
+A network that gets one input at a time and answers at once spends its time on checking arguments, choosing a backend
+and finding packed weights. What of that follows from the weights is done here once for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import torch
+from torch import Tensor
+
+from throughtime.cells import Cell
+from throughtime.engine.cpu import library
+from throughtime.engine.cpu.call import Walk, aim, fill, run
+from throughtime.engine.cpu.library import ForwardCall
+from throughtime.engine.cpu.packed_batch import PackedBatch
+from throughtime.engine.cpu.plan import plan
+from throughtime.engine.eager import PLAIN
+from throughtime.engine.operands import operands
+from throughtime.engine.operator import tape_of
+from throughtime.engine.trace import program
+
+
+class BoundCell:
+    """A cell with the weights that it had when it was bound; `holds` says whether they still are what they were.
+
+    sources: every tensor that the weights are made of; the rest as `unroll` takes it.
+    """
+
+    def __init__(
+        self,
+        cell: Cell,
+        sources: Collection[Tensor],
+        weight_ih: Tensor,
+        weight_hh: Tensor | None,
+        bias_ih: Tensor | None,
+        bias_hh: Tensor | None,
+        units: Sequence[Tensor],
+        matrices: Sequence[Tensor],
+    ):
+        self.cell, self.dtype = cell, weight_ih.dtype
+        self.isa = library.load().tt_current()
+        self._checksum = library.load().tt_checksum
+        self._seen = [(v, *self._state(v)) for v in sources]
+        x = weight_ih.new_zeros(1, 1, weight_ih.shape[1])
+        v = operands(cell, x, weight_ih, weight_hh, bias_ih, bias_hh, units, matrices, None)
+        p = plan(tape_of(program(cell), None, False), 1, 1, x.shape[2], v.W, v.b, v.matrices, v.states, None)
+        self.units = [w.contiguous() for w in v.units]
+        self.widths = p.sizes.states
+        self._call = ForwardCall.from_buffer_copy(p.forward)
+        batch = PackedBatch(1, 1, None)
+        self._keep = fill(self._call, Walk(p, batch, x, v.W, v.U, v.b, self.units, v.matrices, v.states, False))
+
+    def _state(self, v: Tensor) -> tuple:
+        at = v.data_ptr()
+        return v._version, at, v.shape, v.dtype, self._checksum(at, v.nbytes)
+
+    def holds(self, cell: Cell, sources: Collection[Tensor]) -> bool:
+        """Whether cell and weights are the ones bound, and nobody has written to them, behind torch's back or not."""
+        if cell is not self.cell or len(sources) != len(self._seen) or library.load().tt_current() != self.isa:
+            return False
+        return all(v is seen[0] and self._state(v) == seen[1:] for v, seen in zip(sources, self._seen, strict=True))
+
+    def __call__(self, x: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """The first state at every step [T, B, P], and the last states [1, B, .], from x [T, B, D] and states of B
+        rows; all of the weights' dtype, contiguous and in main memory."""
+        T, B, _ = x.shape
+        x = self.cell.input(x)
+        call, batch = ForwardCall.from_buffer_copy(self._call), PackedBatch(T, B, None)
+        batch.fill(call)
+        sequences = [torch.empty((T, B, w), dtype=self.dtype) for w in self.widths]
+        finals = [torch.empty((1, B, w), dtype=self.dtype) for w in self.widths]
+        pointers = aim(call, self.units, states, sequences, finals)
+        call.x = x.data_ptr()
+        run(call)
+        del pointers
+        return sequences[0], finals
+
+
+def bindable(sources: Collection[Tensor]) -> bool:
+    """Whether tensors can be watched for changes: plain ones, in one piece in main memory, that count their writes."""
+    return all(type(v) in PLAIN and v.is_cpu and v.is_contiguous() and not v.is_inference() for v in sources)

@@ -1,0 +1,130 @@
+"""From the text of a kernel to a launch: compiled for a GPU, or run by Triton's interpreter where the tensors are not
+on one."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import linecache
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from throughtime.engine.triton.writer import CONSTANTS, Text
+from throughtime.errors import BackendError
+
+LINES = {torch.float64: "float64", torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+
+
+@lru_cache(maxsize=1)
+def installed() -> bool:
+    """Whether Triton is there; it comes with torch's builds for NVIDIA GPUs."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def plain_function(text: Text) -> Any:
+    """The kernel as a Python function whose source Triton can read; one for each text."""
+    return _function(text.source, text.name)
+
+
+@lru_cache(maxsize=4096)
+def _function(source: str, name: str) -> Any:
+    import triton.language as tl
+
+    key = hashlib.sha256(source.encode()).hexdigest()[:16]
+    file = f"<throughtime kernel {name} {key}>"
+    # Triton reads a kernel's source through linecache, as the debugger and the traceback do.
+    linecache.cache[file] = (len(source), None, source.splitlines(True), file)
+    space: dict[str, Any] = {"tl": tl, "__name__": f"throughtime_kernel_{key}"}
+    exec(compile(source, file, "exec"), space)
+    return space[name]
+
+
+@lru_cache(maxsize=4096)
+def compiled(text: Text) -> Any:
+    """The kernel as Triton compiles it. Numbers of steps and rows are not compiled in."""
+    from triton.runtime.jit import JITFunction
+
+    changing = [p for p in text.params if p in ("T", "B", "begin", "end", "start") or p.startswith("stride_")]
+    return JITFunction(plain_function(text), do_not_specialize=changing)
+
+
+def constants_of(low: torch.dtype, full: torch.dtype, interpreted: bool, **sizes: int) -> dict[str, Any]:
+    """The compile-time arguments: sizes and dtypes. The interpreter multiplies bf16 numbers as the float32 they are."""
+    import triton.language as tl
+
+    products = torch.float32 if interpreted and low == torch.bfloat16 else low
+    dtypes = {"CT": full, "LOW": low, "DOT": products}
+    return {**sizes, **{k: getattr(tl, LINES[v]) for k, v in dtypes.items()}}
+
+
+def launch(
+    text: Text,
+    grid: tuple[int, int],
+    arguments: Mapping[str, Any],
+    constants: Mapping[str, Any],
+    warps: int,
+    cooperative: bool = False,
+) -> None:
+    """Runs a kernel on the current stream of its tensors' device, or, for tensors in main memory, interpreted.
+
+    Raises BackendError where the device has not room enough for the kernel.
+    """
+    values = [arguments[p] for p in text.params]
+    fixed = {c: constants[c] for c in CONSTANTS}
+    device = next(v.device for v in values if isinstance(v, Tensor))
+    if device.type != "cuda":
+        interpret(text, grid, values, fixed)
+        return
+    from triton.runtime.errors import OutOfResources
+
+    try:
+        with torch.cuda.device(device):
+            compiled(text)[grid](*values, **fixed, num_warps=warps, launch_cooperative_grid=cooperative)
+    except OutOfResources as err:
+        raise _refused(text, grid, err) from None
+    except RuntimeError as err:
+        if "[CUDA]" not in str(err) or not any(word in str(err) for word in ("cooperative", "out of memory")):
+            raise
+        raise _refused(text, grid, err) from None
+
+
+def _refused(text: Text, grid: tuple[int, int], err: Exception) -> BackendError:
+    return BackendError(
+        f"the GPU has not room enough for the kernel {text.name} on {grid[0]} x {grid[1]} programs ({err}); "
+        'choose backend="torch"'
+    )
+
+
+def interpret(text: Text, grid: Sequence[int], values: Sequence[Any], fixed: Mapping[str, Any]) -> None:
+    """Runs a kernel program after program, in Python, on tensors in main memory."""
+    import numpy as np
+    from triton.runtime.interpreter import GridExecutor
+
+    function = _rewritten(text)
+    numbers = [v if isinstance(v, Tensor) else _scalar(v) for v in values]
+    annotated = dict.fromkeys(CONSTANTS, "constexpr")
+    function.__annotations__.update(annotated)
+    with np.errstate(all="ignore"):  # a GPU divides by zero without a word, as in the units beyond the last
+        GridExecutor(function, [*text.params, *CONSTANTS], tuple(grid))(*numbers, **fixed)
+
+
+@lru_cache(maxsize=4096)
+def _rewritten(text: Text) -> Any:
+    from triton.runtime.interpreter import InterpretedFunction
+
+    return InterpretedFunction(plain_function(text)).rewrite()
+
+
+def _scalar(n: int) -> Any:
+    # A number of no dimensions: what Triton's interpreter makes of an int, an array of one, numpy no longer takes as
+    # the bound of a loop.
+    import numpy as np
+    import triton.language as tl
+    from triton.runtime.interpreter import TensorHandle
+
+    dtype, kind = (np.int32, tl.int32) if -(2**31) <= n < 2**31 else (np.int64, tl.int64)
+    return tl.tensor(TensorHandle(np.array(n, dtype=dtype), kind), kind)

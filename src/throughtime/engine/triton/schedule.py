@@ -1,0 +1,142 @@
+"""The rule by which a schedule is chosen: what a program holds on chip, how many share a row, how they meet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+
+# What one program may hold of the weights: half of the 256 KiB of registers that a multiprocessor has, and no more
+# than its shared memory takes in beside the states, for that is where they pass through.
+ON_CHIP = 128 * 1024
+BESIDE = 32 * 1024
+# No program has fewer rows or units than a tile of the tensor cores.
+LEAST = 16
+MOST_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How a pass is cut into programs.
+
+    mode:  "alone", "together", "stepwise" as in `writer.Form`, or "scan".
+    rows:  sequences a program; H and P: units a program; depth: how many terms a product reads at a time.
+    tiles: programs that share a row; batch: tiles of rows launched at once; held: weights stay on chip; warps: of 32;
+    split: into how many parts a sum is cut, one for each warp, where a tile has too few units for all of them.
+    """
+
+    mode: str
+    rows: int
+    H: int
+    P: int
+    depth: int
+    tiles: int
+    batch: int
+    held: bool
+    warps: int
+    split: int = 1
+
+    def chunks(self, H: int, P: int) -> tuple[int, int]:
+        """Into how many parts a sum over H and over P units is cut where it is not one."""
+        return (1, 1) if self.mode in ("alone", "scan") else (_parts(H, self.depth), _parts(P, self.depth))
+
+
+def power_of_two(n: int) -> int:
+    """The least power of two that is not below n."""
+    return 1 << max(0, n - 1).bit_length()
+
+
+def _parts(n: int, size: int) -> int:
+    return -(-n // size)
+
+
+def choose(
+    B: int, H: int, P: int, weights: int, size: int, exchanges: bool, scans: bool, device: torch.device
+) -> Schedule:  # fmt: skip
+    """The schedule of a pass over B sequences.
+
+    weights: how many [H, P] matrices the steps multiply by; size: bytes of a weight; exchanges: whether any unit needs
+    another's value (a product, a mean); scans: whether states are only ever added to.
+
+    1. A state that is only added to is scanned over chunks of time.
+    2. Without exchange each program has some units and waits for nobody: "alone".
+    3. Where all weights fit into one program's registers (ON_CHIP), it has all units: "alone".
+    4. Else units are shared by the fewest programs that can hold the weights, if all programs can be on the device at
+       once, which a cooperative launch guarantees: "together". Weights that no such number of programs can hold are
+       read anew at each step.
+    5. "stepwise" where programs cannot wait for each other, as under the interpreter.
+    """
+    return _choose(B, H, P, weights, size, exchanges, scans, programs_at_once(device), on_chip(device),
+                   device.type == "cuda")  # fmt: skip
+
+
+@lru_cache(maxsize=1024)
+def _choose(
+    B: int, H: int, P: int, weights: int, size: int, exchanges: bool, scans: bool, room: int, chip: int, meets: bool
+) -> Schedule:
+    rows = LEAST
+    whole_H, whole_P = max(LEAST, power_of_two(H)), max(LEAST, power_of_two(P))
+    if scans:
+        return Schedule("scan", 64, 32, 32, LEAST, _parts(H, 32), B, True, 4)
+    if not exchanges:
+        tiles = _parts(H, 64)
+        while rows < MOST_ROWS and _parts(B, rows) * tiles > 4 * room:
+            rows *= 2
+        return Schedule("alone", rows, 64, 64, LEAST, tiles, _parts(B, rows), True, 4)
+    total = weights * whole_H * whole_P * size
+    if total <= chip:
+        while rows < MOST_ROWS and _parts(B, rows) > room:
+            rows *= 2
+        return Schedule(
+            "alone", rows, whole_H, whole_P, LEAST, 1, _parts(B, rows), True, 8 if total > ON_CHIP // 2 else 4
+        )
+    tile, held = _tile(H, P, weights, size, room, chip)
+    tiles = max(_parts(H, tile), 1)
+    least = max(LEAST, power_of_two(_parts(P, tiles)))
+    at_once = max(1, room // tiles)
+    while rows < MOST_ROWS and _parts(B, rows) > at_once:
+        rows *= 2
+    depth = min(256 if held else 64, max(whole_H, whole_P))
+    mode = "together" if meets and tiles <= room else "stepwise"
+    batch = min(_parts(B, rows), at_once) if mode == "together" else _parts(B, rows)
+    split = 8 if mode == "together" and min(tile, least) < 64 and depth >= 8 * LEAST else 1
+    return Schedule(mode, rows, tile, least, depth, tiles, batch, held and mode == "together", 8, split)
+
+
+def _tile(H: int, P: int, weights: int, size: int, room: int, chip: int) -> tuple[int, bool]:
+    """Units a program, and whether it can hold its weights."""
+    tile = max(LEAST, power_of_two(H))
+    while tile > LEAST and weights * tile * power_of_two(P) * size > chip:
+        tile //= 2
+    held = weights * tile * power_of_two(P) * size <= chip and _parts(H, tile) <= room
+    if not held:
+        while _parts(H, tile) > room:
+            tile *= 2
+        tile = max(tile, 32)
+    return tile, held
+
+
+@lru_cache(maxsize=16)
+def programs_at_once(device: torch.device) -> int:
+    """How many programs a device runs at the same time, one on each multiprocessor."""
+    if device.type != "cuda":
+        return 16
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@lru_cache(maxsize=16)
+def on_chip(device: torch.device) -> int:
+    """How many bytes of weights one program may hold on a device."""
+    if device.type != "cuda":
+        return ON_CHIP
+    shared = getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 99 * 1024)
+    return min(ON_CHIP, 1 << max(0, (shared - BESIDE)).bit_length() - 1)
+
+
+def shared_out(s: Schedule, H: int, P: int, tiles: int, mode: str, held: bool = True, split: int = 1) -> Schedule:
+    """The schedule with the units of a row shared by another number of programs; how tests reach every path."""
+    tile = max(LEAST, power_of_two(_parts(H, tiles)))
+    tiles = _parts(H, tile)
+    return replace(s, mode=mode, H=tile, P=max(LEAST, power_of_two(_parts(P, tiles))), tiles=tiles, held=held,
+                   depth=LEAST * split, split=split)  # fmt: skip

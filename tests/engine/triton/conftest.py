@@ -1,0 +1,24 @@
+"""The kernels on a GPU where there is one, else by Triton's interpreter; what torch allocates is full of NaN."""
+
+import pytest
+import torch
+
+from throughtime.engine import backends
+
+
+@pytest.fixture(autouse=True)
+def interpreted(monkeypatch):
+    # Read when a backend is asked for, not when Triton is imported: Triton itself stays as it is.
+    if not torch.cuda.is_available():
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+    backends._choose.cache_clear()
+    yield
+    backends._choose.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def memory_full_of_nan():
+    # torch then fills what it allocates: an element that nobody writes is seen.
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)

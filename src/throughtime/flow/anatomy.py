@@ -13,7 +13,7 @@ from throughtime.cells import Cell
 from throughtime.engine import torch_backend
 from throughtime.engine.interpret import evaluate
 from throughtime.engine.tape import Op, Tape
-from throughtime.engine.trace import trace
+from throughtime.engine.trace import tape_of
 from throughtime.flow.recurrence import Recurrence
 
 Term = tuple[float, tuple[int, ...]]  # a constant times a product of values
@@ -39,7 +39,7 @@ class Anatomy:
 
 def anatomy(cell: Cell) -> Anatomy:
     """Reads the parts of a cell, a user's own included, from its tape."""
-    return _anatomy(trace(cell))
+    return _anatomy(tape_of(cell))
 
 
 @lru_cache(maxsize=256)
@@ -61,7 +61,7 @@ def _anatomy(tape: Tape) -> Anatomy:
 @torch.no_grad()
 def tape_values(recurrence: Recurrence) -> dict[int, Tensor]:
     """Every value of the cell's tape at every step of a recurrence, by number: [T, B, H], weights as they are."""
-    tape, v = trace(recurrence.cell), recurrence.operands
+    tape, v = tape_of(recurrence.cell), recurrence.operands
     before = [
         torch_backend.previous(s, first, recurrence.lengths, recurrence.reverse)
         for s, first in zip(recurrence.sequences, v.states, strict=True)

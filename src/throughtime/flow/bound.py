@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from throughtime.cells import Cell
-from throughtime.engine.trace import trace
+from throughtime.engine.trace import tape_of
 from throughtime.flow.recurrence import Recurrence
+from throughtime.plain import Plain
 
 # The largest slope of each element-wise function that a simple cell may have as its activation.
 SLOPES = {"tanh": 1.0, "sigmoid": 0.25, "relu": 1.0, "softplus": 1.0, "sin": 1.0, "cos": 1.0, "abs": 1.0}
@@ -17,7 +18,7 @@ SLOPES["erf"] = 2 / math.sqrt(math.pi)
 
 
 @dataclass(frozen=True)
-class RecurrentMatrix:
+class RecurrentMatrix(Plain):
     """One block U of the recurrent weights, [H, H] (or [H, P] where the output is projected).
 
     spectral_radius: max |eigenvalue|: what U^n does for large n; None where U is not square.
@@ -55,7 +56,7 @@ def largest_slope(cell: Cell) -> float | None:
     tanh 1, logistic 1/4, ReLU 1, identity 1 (Pascanu 2013). Read from the tape, so it holds for a user's own simple
     cell too. None for every other cell: their Jacobian is not diag(f') U and the bound does not hold.
     """
-    tape = trace(cell)
+    tape = tape_of(cell)
     if len(cell.states) != 1 or len(tape.columns) != 1:
         return None
     z, s = tape.number("z", tape.columns[0].name), tape.number("s", cell.states[0])

@@ -36,8 +36,11 @@ class Slot:
         self._inside: Tensor | None = None
         self._outside: Tensor | None = None
 
-    def total(self, g: Tensor) -> None:
-        """The whole gradient of the tensor, after all that add up to it."""
+    def total(self, g: Tensor | None) -> None:
+        """The whole gradient of the tensor, after all that add up to it; None where none reached it, but another
+        result of its node."""
+        if g is None:
+            return
         g, inside, outside = g.detach(), self._inside, self._outside
         self._inside = self._outside = None
         whole = g.double()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from throughtime.errors import FlowError
+from throughtime.errors import BrokenFlowError, FlowError, NoFlowError
 from throughtime.flow.capture_calls import Call, LayerCall, OwnCall
 from throughtime.flow.entering import Entering
 from throughtime.flow.passed import Outside, PassedStack, run
@@ -24,6 +24,7 @@ class LayerRun:
     """Calls of a layer or a cell that make one stack of recurrences, and what entered it from outside."""
 
     calls: list[LayerCall]
+    _maps: dict[torch.dtype, list[list[dict[str, Tensor]]]] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -39,7 +40,7 @@ class LayerRun:
             for w in directions:
                 for name, v in zip(w._fields, w[:4], strict=False):
                     if v is not None and not bool(v.isfinite().all()):
-                        raise FlowError(f"{self.title}: {name} of layer {k} holds NaN or infinite numbers")
+                        raise BrokenFlowError(f"{self.title}: {name} of layer {k} holds NaN or infinite numbers")
         drawn = [c.masks() for c in self.calls]
         masks: list[Tensor | None] | None = None
         if drawn[0] is not None:
@@ -52,8 +53,8 @@ class LayerRun:
             for r in directions_run:
                 try:
                     check_finite(r)
-                except FlowError as err:
-                    raise FlowError(f"{self.title}: {err}") from None
+                except BrokenFlowError as err:
+                    raise BrokenFlowError(f"{self.title}: {err}") from None
         self._same(passed)
         return passed
 
@@ -67,8 +68,10 @@ class LayerRun:
             assert shown is not None
             ours = y[start : start + shown.shape[0]]
             start += call.x.shape[0]
+            if not shown.numel():
+                raise FlowError(f"{title([call])}: it ran over {list(call.x.shape[:2])} steps and sequences, so none")
             if not bool(shown.isfinite().all()):
-                raise FlowError(f"{title([call])}: its output is NaN or infinite at its first steps")
+                raise BrokenFlowError(f"{title([call])}: its output is NaN or infinite at its first steps")
             if float((ours - shown).abs().max()) > 0.05 * (1.0 + float(shown.abs().max())):
                 why = (
                     "its dropout cannot be drawn again (cuDNN keeps its own random numbers); run the step that you "
@@ -134,11 +137,12 @@ class LayerRun:
                     n += 1
         return found
 
-    @cached_property
-    def maps(self) -> list[list[dict[str, Tensor]]]:
-        """The maps of every layer and direction."""
-        self.check()
-        return self.passed.maps(self.outside)
+    def maps(self, dtype: torch.dtype = torch.float64) -> list[list[dict[str, Tensor]]]:
+        """The maps of every layer and direction, computed once for each dtype."""
+        if dtype not in self._maps:
+            self.check()
+            self._maps[dtype] = self.passed.maps(self.outside, dtype=dtype)
+        return self._maps[dtype]
 
     def check(self) -> None:
         """Raises FlowError where nothing entered, or NaN did."""
@@ -146,7 +150,7 @@ class LayerRun:
         for v in entered:
             finite(v, f"{self.title}: the gradient that enters it", passed.recurrences[0][0].lengths)
         if not any(bool(v.any()) for v in entered):
-            raise FlowError(f"{self.title}: no gradient entered it: the loss does not depend on this layer")
+            raise NoFlowError(f"{self.title}: no gradient entered it: the loss does not depend on this layer")
 
 
 @dataclass
@@ -179,7 +183,7 @@ class StepRun:
             if v is not None:
                 finite(v, f"{self.title}: the gradient that enters it", None)
         if self.entering.nothing:
-            raise FlowError(f"{self.title}: no gradient entered it: the loss does not depend on this module")
+            raise NoFlowError(f"{self.title}: no gradient entered it: the loss does not depend on this module")
 
 
 def title(calls: list[Any]) -> str:
@@ -196,7 +200,7 @@ def finite(v: Tensor, what: str, lengths: Tensor | None) -> None:
         keep = torch.arange(v.shape[0], device=v.device)[:, None] < lengths
         bad = ((~v.isfinite()).flatten(2).any(2) & keep).any(1)
     if bool(bad.any()):
-        raise FlowError(f"{what} is NaN or infinite, first at step {int(bad.nonzero()[0])}")
+        raise BrokenFlowError(f"{what} is NaN or infinite, first at step {int(bad.nonzero()[0])}")
 
 
 def runs(calls: list[Call]) -> list[LayerRun | StepRun]:

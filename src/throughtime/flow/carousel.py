@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from throughtime.engine import torch_backend
+from throughtime.flow import drawing
 from throughtime.flow.anatomy import carousel_factor
 from throughtime.flow.memory import memory_of
 from throughtime.flow.recurrence import Recurrence
 from throughtime.flow.running import check_finite, step_at_lag, valid, where
+from throughtime.plain import Plain
 
 
 @dataclass(frozen=True)
-class CarouselPath:
+class CarouselPath(Plain):
     """dm_e/dm_{e-d} of a memory m (c of an LSTM) by lag d, e the last step of each sample, in two parts.
 
         whole    = the block of m by m of J_e ... J_{e-d+1}, along all paths, the other states included
@@ -34,6 +37,15 @@ class CarouselPath:
     cell: str
     layer: int = 0
     reverse: bool = False
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draws the two parts and the whole by lag with matplotlib; gives the axes.
+
+        ax: where to draw; None for a new figure. Raises ThroughtimeError where matplotlib is missing.
+        """
+        curves = {"whole": self.whole, "carousel": self.carousel, "rest": self.rest}
+        label = f"d{self.state}_t / d{self.state}_(t-d), root mean square"
+        return drawing.lines(curves, ax, xlabel="lag d (steps)", ylabel=label, log=True)
 
     def __str__(self) -> str:
         n = len(self.whole) - 1

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from throughtime.errors import FlowError
+from throughtime.flow import drawing
 from throughtime.flow.passed import Outside, PassedStack
 from throughtime.flow.running import check_finite, valid
+from throughtime.flow.sent import send
+from throughtime.plain import Plain
 
 
 @dataclass(frozen=True)
-class DepthProfile:
+class DepthProfile(Plain):
     """How the gradient of a loss shrinks or grows from layer to layer on its way down, as plain data, float64.
 
     total:    ||dL/dh^(l)|| for l = 0..layers-1, along all paths, those through the layer's own future included.
@@ -41,6 +45,14 @@ class DepthProfile:
         if n == 0 or self.total[-1] == 0:
             return math.nan
         return (self.total[0] / self.total[-1]) ** (1 / n)
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draws the gradient by layer with matplotlib; gives the axes.
+
+        ax: where to draw; None for a new figure. Raises ThroughtimeError where matplotlib is missing.
+        """
+        curves = {"dL/dh": self.total, "dL/dy, from above": self.entering, "dL/dz": self.net}
+        return drawing.lines(curves, ax, xlabel="layer", ylabel="size of the gradient", log=True)
 
     def __str__(self) -> str:
         lines = [f"Gradient by layer, {len(self.total)} layers, from the loss down"]
@@ -76,9 +88,9 @@ def depth_profile(stack: PassedStack, g: Tensor | Outside) -> DepthProfile:
             from_above = None if e.above is None else e.above[0]
             if from_above is not None:
                 entering[k] += torch.where(keep, from_above, 0.0).square().sum().item()
-            for step in recurrence.follow(e):
-                by_step[k, step.k] += step.states[shown].square().sum()
-                net[k] += step.dz.square().sum().item()
+            sizes = send(recurrence, e).sizes
+            by_step[k] += sizes[shown][0].square()
+            net[k] += sizes["z"][0].square().sum().item()
     return DepthProfile(
         tuple(by_step.sum(1).sqrt().tolist()), tuple(map(math.sqrt, entering)), tuple(map(math.sqrt, net)),
         by_step.sqrt(), tuple(directions[0].cell.name for directions in stack.recurrences),

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from throughtime.errors import FlowError
+from throughtime.flow import drawing
 from throughtime.flow.anatomy import anatomy, carousel_factor, tape_values
 from throughtime.flow.recurrence import Recurrence
 from throughtime.flow.running import check_finite, valid, where
+from throughtime.plain import Plain
 
 LOW, HIGH = 0.05, 0.95  # a gate below or above passes under a fifth of the gradient into its net input: s(1-s) < 0.0475
 BINS = 20
@@ -31,7 +34,7 @@ REGIMES: dict[tuple[int, int, int], str] = {
 
 
 @dataclass(frozen=True)
-class GateStatistics:
+class GateStatistics(Plain):
     """One gate, sigmoid values in (0, 1), over all steps, samples and units of a run.
 
     histogram: the share of values in each of 20 equal bins from 0 to 1; sums to 1.
@@ -55,6 +58,15 @@ class GateStatistics:
         """How many units have this gate saturated on one side for more than 99 % of the time."""
         return int(((self.unit_low > 0.99) | (self.unit_high > 0.99)).sum())
 
+    def plot(self, ax: Any = None) -> Any:
+        """Draws the distribution of the gate's values with matplotlib; gives the axes.
+
+        ax: where to draw; None for a new figure. Raises ThroughtimeError where matplotlib is missing.
+        """
+        bins = len(self.histogram)
+        at = [(k + 0.5) / bins for k in range(bins)]
+        return drawing.lines({self.name: self.histogram}, ax, at, xlabel=f"gate {self.name}", ylabel="share of values")
+
     def __str__(self) -> str:
         bars = "".join(" .:-=+*#%@"[min(9, round(9 * share / max(self.histogram)))] for share in self.histogram)
         return (
@@ -65,7 +77,7 @@ class GateStatistics:
 
 
 @dataclass(frozen=True)
-class GateRegimes:
+class GateRegimes(Plain):
     """The share of time that a memory spends in each of the eight regimes of its (input, forget, output) gates.
 
     shares:    by name (see REGIMES), over all units, samples and steps; sums to 1. A gate counts as 1 above 1/2.
@@ -86,7 +98,7 @@ class GateRegimes:
 
 
 @dataclass(frozen=True)
-class GateResult:
+class GateResult(Plain):
     """The gates of one recurrence over one run, as plain data: each gate's statistics, each memory's regimes.
 
     regimes is empty for a cell whose memory has no input gate or no output gate of its own (a GRU).
@@ -103,6 +115,18 @@ class GateResult:
             if gate.name == name:
                 return gate
         raise FlowError(f"{name!r} is not a gate of {self.cell}; its gates are {', '.join(g.name for g in self.gates)}")
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draws the distribution of every gate's values with matplotlib; gives the axes.
+
+        ax: where to draw; None for a new figure. Raises ThroughtimeError where matplotlib is missing.
+        """
+        for gate in self.gates:
+            ax = gate.plot(ax)
+        ax = drawing.axes(ax)
+        ax.set_xlabel("value of the gate")
+        ax.legend([gate.name for gate in self.gates])
+        return ax
 
     def __str__(self) -> str:
         lines = [f"Gates ({where(self.cell, self.layer, self.reverse)})"]

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from throughtime.errors import FlowError
+from throughtime.flow import drawing, figure
+from throughtime.plain import Plain, plain
 
 
+@plain
 class Horizon(NamedTuple):
     """A largest lag, in steps; `at_least` where it is the largest that was measured and the true one may lie beyond."""
 
@@ -23,7 +26,7 @@ class Horizon(NamedTuple):
 
 
 @dataclass(frozen=True)
-class GradientFlow:
+class GradientFlow(Plain):
     """The gradient through time of one layer and direction, exact, as plain data.
 
     maps: by name, each [T, T] float64; row t is the step at which a loss enters, column k the step of the past:
@@ -87,11 +90,7 @@ class GradientFlow:
         sums of delta_{t,k} h_{k-1}^T and delta_{t,k} x_k^T, at more than this fraction of its size at lag 0. If that
         is the largest lag measured, `at_least` is True.
         """
-        if not 0 < fraction <= 1:
-            raise FlowError(f"fraction must lie in (0, 1], a share of the gradient at lag 0; came {fraction}")
-        profile = self.profile(of)
-        steps = int((profile >= fraction).nonzero().max())
-        return Horizon(steps, steps == len(profile) - 1)
+        return horizon_of(self.profile(of), fraction)
 
     def half_life(self, of: str | None = None) -> float:
         """The lag, in steps, at which the profile first falls to 1/2; interpolated on a log scale between two lags.
@@ -99,26 +98,70 @@ class GradientFlow:
         For a profile r^d it is ln 2 / -ln r, exactly. math.inf if the profile stays above 1/2 as far as measured.
         Counted from lag 0, where the profile is 0 at first from the lag that takes its place on.
         """
-        profile = self.profile(of).tolist()
-        first = profile.index(1.0)
-        for d in range(first + 1, len(profile)):
-            if profile[d] <= 0.5:
-                if profile[d] == 0:
-                    return float(d - 1)  # the limit of the formula below
-                above, below = math.log(profile[d - 1]), math.log(profile[d])
-                return d - 1 + (above - math.log(0.5)) / (above - below)
-        return math.inf
+        return half_life_of(self.profile(of))
+
+    def profiles(self) -> dict[str, Tensor]:
+        """The profile of every map that has one, by name: where a gradient is, within the range of float64."""
+        return {n: self.profile(n) for n, sizes in self.maps.items() if bool(sizes.any() & sizes.isfinite().all())}
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draws the profiles over lags with matplotlib; gives the axes.
+
+        ax: where to draw; None for a new figure. Raises ThroughtimeError where matplotlib is missing.
+        """
+        return figure.plot(self.profiles(), ax=ax)
+
+    def plot_map(self, of: str | None = None, ax: Any = None) -> Any:
+        """Draws one map (None: the first) as an image, on a logarithmic scale; else as `plot`."""
+        of = next(iter(self.maps)) if of is None else of
+        if of not in self.maps:
+            raise FlowError(f"{of!r} was not measured; this flow holds {', '.join(self.maps)}")
+        title = f"log10 of the size of the gradient at {of}"
+        return drawing.matrix(self.maps[of], ax, xlabel="step of the past k", ylabel="loss step t", title=title)
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the profiles as a drawing, and the text; one piece of HTML, no scripts."""
+        return f"<div>{figure.svg(self.profiles())}{super()._repr_html_()}</div>"
 
     def __str__(self) -> str:
         where = f"{self.cell}, layer {self.layer}{', reverse' if self.reverse else ''}"
         lines = [f"Gradient through time over {self.steps} steps ({where})"]
         for of in self.maps:
-            profile, half = self.profile(of), self.half_life(of)
-            shown = " ".join(f"{profile[d]:.0e}" for d in _ticks(len(profile)))
-            half_text = "none in the window" if math.isinf(half) else f"{half:.1f} steps"
-            lines.append(f"  {of}: horizon {self.horizon(of)} (1 %), half-life {half_text}")
-            lines.append(f"     relative size at lags {', '.join(str(d) for d in _ticks(len(profile)))}: {shown}")
+            try:
+                lines += self._told(of)
+            except FlowError as error:
+                lines.append(f"  {of}: {error}")
         return "\n".join(lines)
+
+    def _told(self, of: str) -> list[str]:
+        profile, half = self.profile(of), self.half_life(of)
+        shown = " ".join(f"{profile[d]:.0e}" for d in _ticks(len(profile)))
+        half_text = "none in the window" if math.isinf(half) else f"{half:.1f} steps"
+        return [
+            f"  {of}: horizon {self.horizon(of)} (1 %), half-life {half_text}",
+            f"     relative size at lags {', '.join(str(d) for d in _ticks(len(profile)))}: {shown}",
+        ]
+
+
+def horizon_of(profile: Tensor, fraction: float = 0.01) -> Horizon:
+    """The horizon of a profile over lags [n] that begins with 1; see `GradientFlow.horizon`."""
+    if not 0 < fraction <= 1:
+        raise FlowError(f"fraction must lie in (0, 1], a share of the gradient at lag 0; came {fraction}")
+    steps = int((profile >= fraction).nonzero().max())
+    return Horizon(steps, steps == len(profile) - 1)
+
+
+def half_life_of(profile: Tensor) -> float:
+    """The half-life of a profile over lags [n], in steps; see `GradientFlow.half_life`."""
+    sizes = profile.tolist()
+    first = sizes.index(1.0)
+    for d in range(first + 1, len(sizes)):
+        if sizes[d] <= 0.5:
+            if sizes[d] == 0:
+                return float(d - 1)  # the limit of the formula below
+            above, below = math.log(sizes[d - 1]), math.log(sizes[d])
+            return d - 1 + (above - math.log(0.5)) / (above - below)
+    return math.inf
 
 
 def _ticks(n: int) -> list[int]:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from throughtime.errors import FlowError
+from throughtime.flow import drawing
 from throughtime.flow.bound import RecurrentMatrix, largest_slope, recurrent_matrices
 from throughtime.flow.recurrence import Recurrence
 from throughtime.flow.running import step_at_lag, where
 from throughtime.flow.tangent import Tangent
+from throughtime.plain import Plain
 
 ROOM = 2 * 2**30  # bytes that the Jacobians of one result may take
 
 
 @dataclass(frozen=True)
-class JacobianResult:
+class JacobianResult(Plain):
     """The Jacobians of one recurrence over one batch, exact, float64, as plain data.
 
         steps[t, b] = J_t = ds_t/ds_{t-1},     s = (h, c, ...), N numbers     (s_{t+1} in a reverse direction)
@@ -103,6 +106,18 @@ class JacobianResult:
         k = self.states.index(name)
         start = sum(self.sizes[:k])
         return slice(start, start + self.sizes[k])
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draws sigma_1 of the products by lag, and the bound if there is one, with matplotlib; gives the axes.
+
+        ax: where to draw; None for a new figure. Raises ThroughtimeError where matplotlib is missing.
+        """
+        curves = {"measured, median": self.decay.nanmedian(1).values}
+        bound = self.bound()
+        if bound is not None:
+            curves["bound"] = bound
+        label = "sigma_1 of ds_t / ds_(t-d)"
+        return drawing.lines(curves, ax, self.lags, xlabel="lag d (steps)", ylabel=label, log=True)
 
     def __str__(self) -> str:
         T, B, _, _ = self.steps.shape

@@ -5,18 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from throughtime.errors import FlowError
+from throughtime.flow import drawing
 from throughtime.flow.recurrence import Recurrence
 from throughtime.flow.running import order, valid, where
 from throughtime.flow.tangent import Tangent
+from throughtime.plain import Plain
 
 
 @dataclass(frozen=True)
-class LyapunovSpectrum:
+class LyapunovSpectrum(Plain):
     """The first k Lyapunov exponents, in nats a step, the largest first, as plain data.
 
         lambda_i = lim 1/T sum_t ln R_t[i, i],     J_t Q_{t-1} = Q_t R_t
@@ -53,6 +56,18 @@ class LyapunovSpectrum:
         """-1 / lambda_1, in steps: a small change of the state falls to 1/e within it, if lambda_1 < 0; else inf."""
         largest = self.exponents[0].item()
         return math.inf if largest >= 0 else -1 / largest
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draws the exponents, with a band of two standard errors with matplotlib; gives the axes.
+
+        ax: where to draw; None for a new figure. Raises ThroughtimeError where matplotlib is missing.
+        """
+        mean, error = self.exponents, self.standard_error.nan_to_num(0.0)
+        at = range(1, len(mean) + 1)
+        ax = drawing.lines({"exponents": mean}, ax, list(at), xlabel="number", ylabel="Lyapunov exponent, nats a step")
+        ax.fill_between(at, (mean - 2 * error).tolist(), (mean + 2 * error).tolist(), alpha=0.2)
+        ax.axhline(0, linestyle="--", linewidth=0.8, color="0.4")
+        return ax
 
     def __str__(self) -> str:
         mean, error = self.exponents.tolist(), self.standard_error.tolist()

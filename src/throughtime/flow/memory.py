@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from throughtime.errors import FlowError
+from throughtime.flow import drawing
 from throughtime.flow.anatomy import anatomy, carousel_factor, tape_values
 from throughtime.flow.gates import quantiles
 from throughtime.flow.recurrence import Recurrence
 from throughtime.flow.running import check_finite, order, valid, where
+from throughtime.plain import Plain
 
 FULL = 0.95  # |tanh(c)| above this: what is added hardly shows any more
 
 
 @dataclass(frozen=True)
-class MemoryStatistics:
+class MemoryStatistics(Plain):
     """One memory m_t = F_t * m_{t-1} + ... of a recurrence over one run, as plain data.
 
         log_factor[u] = mean over steps and samples of ln |F_t|         [H], nats a step
@@ -65,6 +68,14 @@ class MemoryStatistics:
         y = size[n // 2 :].log()
         t = t - t.mean()
         return ((t * y).sum() / t.square().sum()).item()
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draws the size of the memory by step with matplotlib; gives the axes.
+
+        ax: where to draw; None for a new figure. Raises ThroughtimeError where matplotlib is missing.
+        """
+        curves = {f"mean |{self.state}|": self.size}
+        return drawing.lines(curves, ax, xlabel="step of the run", ylabel=f"mean |{self.state}| over units")
 
     def __str__(self) -> str:
         marks = quantiles(self.tau, (0.0, 0.25, 0.5, 0.75, 1.0))

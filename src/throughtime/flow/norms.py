@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from throughtime.errors import FlowError
+from throughtime.flow import drawing
+from throughtime.plain import Plain
 
 
 @dataclass(frozen=True)
-class NormHistory:
+class NormHistory(Plain):
     """The global gradient norm of each training step, before any clipping, in the order of the steps, as plain data.
 
     Steps whose norm is NaN or infinite are kept, counted apart, and left out of quantiles and shares.
@@ -65,6 +68,15 @@ class NormHistory:
         if share <= 0.1:
             return "clips outliers"
         return "often clips" if share < 0.9 else "always clips"
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draws the norms by step, those that are not finite left out with matplotlib; gives the axes.
+
+        ax: where to draw; None for a new figure. Raises ThroughtimeError where matplotlib is missing.
+        """
+        at = [n for n, v in enumerate(self.norms) if math.isfinite(v)]
+        curves = {"norm": [self.norms[n] for n in at]}
+        return drawing.lines(curves, ax, at, xlabel="training step", ylabel="norm of the gradient", log=True)
 
     def __str__(self) -> str:
         n = len(self.norms)

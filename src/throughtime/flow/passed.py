@@ -11,6 +11,7 @@ from torch import Tensor
 from throughtime.cells import Cell
 from throughtime.flow.entering import Entering
 from throughtime.flow.recurrence import Recurrence
+from throughtime.flow.sent import send
 from throughtime.nn.stack import Weights
 
 # The gradient that enters from outside the stack: for each layer, direction and state, [T, B, .] or None.
@@ -61,24 +62,42 @@ class PassedStack:
             above = self._below(k, here)
         raise AssertionError("the layer asked for is in the stack")
 
-    def maps(self, outside: Outside, lowest: int = 0) -> list[list[dict[str, Tensor]]]:
-        """The maps of the gradient through time (see `GradientFlow`), layer by layer, from `lowest` to the last."""
+    def maps(
+        self,
+        outside: Outside,
+        lowest: int = 0,
+        rows: Sequence[int] | None = None,
+        dtype: torch.dtype = torch.float64,
+    ) -> list[list[dict[str, Tensor]]]:
+        """The maps of the gradient through time (see `GradientFlow`), layer by layer, from `lowest` to the last.
+
+        rows:  the loss steps that are followed, all if None; the other rows of the maps are 0.
+        dtype: in what it is computed, float64 or float32; see `throughtime.flow.sent.send`.
+        """
         found: list[list[dict[str, Tensor]]] = []
         above: Tensor | None = None
         for k in reversed(range(lowest, len(self.recurrences))):
-            here = self._at(outside[k], k, above)
-            sent = [r.send_back(e, want_dx=k > lowest) for r, e in zip(self.recurrences[k], here, strict=True)]
+            here = self._at(outside[k], k, above, rows)
+            want = k > lowest
+            sent = [r.send_back(e, want_dx=want, dtype=dtype) for r, e in zip(self.recurrences[k], here, strict=True)]
             found.append([maps for maps, _ in sent])
             if k > lowest:
                 above = self._leaves(k, torch.stack([dx for _, dx in sent if dx is not None]).sum(0))
         return found[::-1]
 
-    def _at(self, outside: list[list[Tensor | None]], layer: int, above: Tensor | None) -> list[Entering]:
+    def _at(
+        self,
+        outside: list[list[Tensor | None]],
+        layer: int,
+        above: Tensor | None,
+        rows: Sequence[int] | None = None,
+    ) -> list[Entering]:
         start, here = 0, []
+        chosen = None if rows is None else tuple(rows)
         for r, direct in zip(self.recurrences[layer], outside, strict=True):
             width = r.output.shape[-1]
             part: list[Tensor | None] | None = None
-            summed = above is not None and above.shape[0] != r.x.shape[0]
+            summed = above is not None and rows is None and above.shape[0] != r.x.shape[0]
             if above is not None:
                 part = [above[..., start : start + width], *[None] * (len(direct) - 1)]
             if summed:  # one row: what enters here joins it
@@ -87,7 +106,7 @@ class PassedStack:
                 both = zip(part, whole, strict=True)
                 here.append(Entering([None] * len(direct), [_plus(a, b) for a, b in both], None, True))
             else:
-                here.append(Entering(direct, part))
+                here.append(Entering(direct, part, chosen))
             start += width
         return here
 
@@ -95,10 +114,8 @@ class PassedStack:
         # Gradients [rows, T, B, .] at the output of the layer below.
         total: Tensor | None = None
         for r, e in zip(self.recurrences[layer], here, strict=True):
-            T = r.x.shape[0]
-            dx = r.output.new_zeros(1 if e.summed else T, T, *r.x.shape[1:])
-            for step in r.follow(e):
-                dx[step.rows, step.k] = r.to_input(step)
+            dx = send(r, e, want_dx=True).dx
+            assert dx is not None
             total = dx if total is None else total + dx
         assert total is not None
         return self._leaves(layer, total)

@@ -12,11 +12,13 @@ from torch import Tensor
 
 from throughtime.cells import Cell
 from throughtime.engine import torch_backend
+from throughtime.engine.operands import Operands, operands
 from throughtime.engine.rules import with_rule
-from throughtime.engine.trace import trace
-from throughtime.engine.unroll import Operands, operands
+from throughtime.engine.trace import tape_of
 from throughtime.errors import FlowError
 from throughtime.flow.entering import Entering
+from throughtime.flow.ran import run_forward
+from throughtime.flow.sent import send
 from throughtime.nn.stack import Weights
 
 
@@ -74,8 +76,7 @@ class Recurrence:
 
     @cached_property
     def _ran(self) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        with torch.no_grad():
-            return torch_backend.forward(trace(self.cell), *self.operands, self.lengths, self.reverse, True)
+        return run_forward(self.cell, self.operands, self.lengths, self.reverse)
 
     @property
     def sequences(self) -> list[Tensor]:
@@ -93,19 +94,24 @@ class Recurrence:
         return self.sequences[0]
 
     @property
+    def z(self) -> Tensor:
+        """The net inputs of all columns side by side, [T, B, C * H] float64."""
+        return self._ran[2]
+
+    @property
     def net_inputs(self) -> dict[str, Tensor]:
         """The net inputs z by column name, each [T, B, H] float64."""
         columns = self.cell.columns
-        z = self._ran[2].split(self._ran[2].shape[-1] // len(columns), dim=-1)
+        z = self.z.split(self.z.shape[-1] // len(columns), dim=-1)
         return {c.name: v for c, v in zip(columns, z, strict=True)}
 
     @torch.no_grad()
     def linearised(self) -> torch_backend.Linearised:
         """The pass made ready to send gradients back through, with the total gradients of the states."""
         v = self.operands
-        tape = with_rule(trace(self.cell), None, self.truncated)
+        tape = with_rule(tape_of(self.cell), None, self.truncated)
         return torch_backend.linearise(
-            tape, self._ran[2], v.U, v.units, v.matrices, v.states, self.sequences, self.lengths, self.reverse,
+            tape, self.z, v.U, v.units, v.matrices, v.states, self.sequences, self.lengths, self.reverse,
             self.truncated, totals=True,
         )  # fmt: skip
 
@@ -207,32 +213,23 @@ class Recurrence:
         direct: Tensor | Sequence[Tensor | None] | Entering | None,
         above: Tensor | None = None,
         want_dx: bool = False,
+        dtype: torch.dtype = torch.float64,
     ) -> tuple[dict[str, Tensor], Tensor | None]:
-        """The maps of the gradient through time [T, T] (see `GradientFlow`), and dL_t/dx [T, T, B, D] if asked for.
+        """The maps of the gradient through time [T, T] (see `GradientFlow`), and dL_t/dx [rows, T, B, D] if asked for.
+
+        The rows of dL_t/dx are the loss steps that are followed, all T unless `Entering.rows` says otherwise.
 
         direct: g [T, B, P], the gradient of the loss that enters the output at each step, each followed alone; or
                 one such for each state; or all of it as `Entering`.
         above:  what enters at each step from each loss further up the network, [loss step, T, B, P].
+        dtype:  in what it is computed, float64 or float32; see `throughtime.flow.sent.send`.
         """
         if not isinstance(direct, Entering):
             rest: list[Tensor | None] = [None] * (len(self.cell.states) - 1)
             given = [direct, *rest] if direct is None or isinstance(direct, Tensor) else list(direct)
             direct = Entering(given, None if above is None else [above, *rest])
-        T = self.output.shape[0]
-        maps = {name: self.output.new_zeros(T, T) for name in ("z", *self.cell.states)}
-        dx = self.output.new_zeros(T, T, *self.x.shape[1:]) if want_dx else None
-        for step in self.follow(direct):
-            maps["z"][step.rows, step.k] = row_sizes(step.dz)
-            for name, value in step.states.items():
-                maps[name][step.rows, step.k] = row_sizes(value)
-            if dx is not None:
-                dx[step.rows, step.k] = self.to_input(step)
-        return maps, dx
-
-
-def row_sizes(v: Tensor) -> Tensor:
-    """||v[n]|| for each n, over all the rest; scaled, so that no square leaves the range of the dtype."""
-    rows = v.flatten(1)
-    largest = rows.abs().amax(1)
-    scale = torch.where((largest > 0) & largest.isfinite(), largest, 1.0)
-    return (rows / scale[:, None]).norm(dim=1) * scale
+        T, sent = self.output.shape[0], send(self, direct, want_dx=want_dx, dtype=dtype)
+        maps = {name: self.output.new_zeros(T, T) for name in sent.sizes}
+        for name, sizes in sent.sizes.items():
+            maps[name][sent.rows] = sizes
+        return maps, sent.dx

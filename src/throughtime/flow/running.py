@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from throughtime.errors import FlowError
+from throughtime.errors import BrokenFlowError
 from throughtime.flow.recurrence import Recurrence
 
 
@@ -35,13 +35,13 @@ def step_at_lag(recurrence: Recurrence) -> tuple[Tensor, Tensor]:
 
 
 def check_finite(recurrence: Recurrence) -> None:
-    """Raises FlowError, with the first step, where a state of the recurrence is NaN or infinite."""
+    """Raises BrokenFlowError, with the first step, where a state of the recurrence is NaN or infinite."""
     keep = valid(recurrence)
     for name, sequence in zip(recurrence.cell.states, recurrence.sequences, strict=True):
         bad = (~sequence.isfinite()).any(-1) & keep
         if bad.any():
             t = next(t for t in order(recurrence) if bad[t].any())
-            raise FlowError(
+            raise BrokenFlowError(
                 f"the state {name} is NaN or infinite from step {t} on; look at the weights and at the input there "
                 "first, nothing can be measured behind it"
             )

@@ -12,7 +12,8 @@ from torch import Tensor
 from throughtime.errors import FlowError
 from throughtime.flow.entering import Entering
 from throughtime.flow.parameter_parts import Block, Parameter, PartsOf, parameters
-from throughtime.flow.recurrence import Followed, Recurrence
+from throughtime.flow.recurrence import Recurrence
+from throughtime.flow.sent import send
 from throughtime.flow.shares_norms import PartNorms, check_memory
 from throughtime.flow.shares_result import ParameterShares, Parts, Shares
 from throughtime.flow.steps import StepRecurrence
@@ -26,13 +27,15 @@ def totals(recurrence: Recurrence | StepRecurrence, entering: Entering | Tensor)
 
     entering: what enters from outside, or the gradient dL/dy [T, B, P] of the recurrence's output.
     """
+    whole = _entering(recurrence, entering).sum()
+    if isinstance(recurrence, Recurrence):
+        values = send(recurrence, whole, want_values=True).values
+        assert values is not None
+        return {name: value[0] for name, value in values.items()}
     found: dict[str, dict[int, Tensor]] = {}
-    for step in recurrence.follow(_entering(recurrence, entering).sum()):
-        here = {name: value[0] for name, value in step.states.items()}
-        if isinstance(step, Followed):
-            here["z"] = step.dz[0]
-        for name, value in here.items():
-            found.setdefault(name, {})[step.k] = value
+    for step in recurrence.follow(whole):
+        for name, value in step.states.items():
+            found.setdefault(name, {})[step.k] = value[0]
     return {name: torch.stack([by_step[k] for k in sorted(by_step)]) for name, by_step in found.items()}
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from throughtime.errors import FlowError
+from throughtime.flow import drawing
+from throughtime.plain import Plain
 
 
 @dataclass(frozen=True)
-class Parts:
+class Parts(Plain):
     """The parts G_i of one parameter's gradient G = sum_i G_i.
 
     at:           what each part stands for: a lag in steps, a step, or a unit; int64 [n].
@@ -27,7 +30,7 @@ class Parts:
 
 
 @dataclass(frozen=True)
-class ParameterShares:
+class ParameterShares(Plain):
     """Where one parameter's gradient comes from.
 
     gradient:        G, float64, in the parameter's shape; exact.
@@ -49,7 +52,7 @@ class ParameterShares:
 
 
 @dataclass(frozen=True)
-class Shares:
+class Shares(Plain):
     """Where the gradient of every parameter of one recurrence comes from, as plain data.
 
     parameters: by name as in torch without the layer's suffix: weight_ih, weight_hh, bias_ih, bias_hh, and the cell's.
@@ -66,6 +69,19 @@ class Shares:
         if name not in self.parameters:
             raise FlowError(f"there is no parameter {name!r}; these shares are of {', '.join(self.parameters)}")
         return self.parameters[name]
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draws the share of each parameter's gradient by lag with matplotlib; gives the axes.
+
+        ax: where to draw; None for a new figure. Raises ThroughtimeError where matplotlib is missing.
+        """
+        for name, p in self.parameters.items():
+            lag = p.by_lag
+            shown = {name: lag.contribution}
+            ax = drawing.lines(shown, ax, lag.at, xlabel="lag (steps)", ylabel="share of the gradient")
+        ax = drawing.axes(ax)
+        ax.legend()
+        return ax
 
     def __str__(self) -> str:
         where = f"{self.cell}, layer {self.layer}{', reverse' if self.reverse else ''}"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from throughtime.errors import FlowError
 from throughtime.flow.entering import Entering
 from throughtime.flow.randomness import RandomState, drawing_from
-from throughtime.flow.recurrence import row_sizes
+from throughtime.flow.sent import row_sizes
 from throughtime.flow.tree import leaves, with_leaves
 
 

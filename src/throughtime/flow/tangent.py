@@ -11,7 +11,7 @@ from throughtime.engine.derive import derive
 from throughtime.engine.interpret import evaluate
 from throughtime.engine.rules import with_rule
 from throughtime.engine.tape import Tape
-from throughtime.engine.trace import trace
+from throughtime.engine.trace import tape_of
 from throughtime.flow.recurrence import Recurrence
 from throughtime.flow.running import check_finite, valid
 
@@ -26,7 +26,8 @@ class Tangent:
     cell stands here.
 
     With the recurrence's rule `truncated` the derivative is the one that training follows; take
-    dataclasses.replace(recurrence, truncated=False) for that of the network itself.
+    dataclasses.replace(recurrence, truncated=False) for that of the network itself. What a recurrence keeps a graph of
+    can be differentiated here too; a `Recurrence` keeps none.
     Raises FlowError where a state is NaN or infinite.
     """
 
@@ -38,12 +39,11 @@ class Tangent:
         self._U = None if r.truncated or not v.U.shape[0] else v.U
         self._H = v.b.shape[0] // len(r.cell.columns)
         self._keep = None if r.lengths is None else valid(r)
-        tape = _forward_mode(with_rule(trace(r.cell), None, r.truncated), self._U is not None)
+        tape = _forward_mode(with_rule(tape_of(r.cell), None, r.truncated), self._U is not None)
         self._blocks = {f"z.{c.name}.0": c.h for c in r.cell.columns if c.h is not None}
         self._outputs = {o.name: o.values[0] for o in tape.outputs}
         self._prepare(r, tape)
 
-    @torch.no_grad()
     def _prepare(self, r: Recurrence, tape: Tape) -> None:
         # All that no change enters is computed once, for all steps; see torch_backend.linearise.
         v, n = r.operands, len(tape.inputs)
@@ -72,7 +72,6 @@ class Tangent:
                 self._late.append((n + i, op))
         evaluate(early, self._fixed)
 
-    @torch.no_grad()
     def carry(self, t: int, V: Tensor) -> Tensor:
         """J_t V [B, N, k] from V [B, N, k], the changes of the state before step t; in padding J_t is the identity."""
         old = V.permute(2, 0, 1).split(self.sizes, dim=-1)

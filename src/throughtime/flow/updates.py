@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from throughtime.errors import FlowError
+from throughtime.flow import drawing
+from throughtime.plain import Plain
 
 # Rules of thumb, not theory. About 1e-3 is the size that goes with healthy training (Karpathy, CS231n notes, 2015); we
 # call it healthy for two powers of ten on each side. Far below: W - a*g is W for any practical purpose (float32 itself
@@ -18,7 +21,7 @@ STALLED, TOO_LONG = 1e-5, 1e-1
 
 
 @dataclass(frozen=True)
-class Update:
+class Update(Plain):
     """One parameter's step: ||dW|| and ||W|| (Euclidean, over all elements), and their ratio; no unit.
 
     unmoved: the share of elements that did not change at all; None where the step was not taken but worked out.
@@ -52,7 +55,7 @@ class Update:
 
 
 @dataclass(frozen=True)
-class UpdateSizes:
+class UpdateSizes(Plain):
     """The size of one training step, parameter by parameter, as plain data. `missing`: those without a gradient."""
 
     updates: tuple[Update, ...]
@@ -68,6 +71,19 @@ class UpdateSizes:
     def labelled(self, label: str) -> tuple[str, ...]:
         """The names of the parameters with this label."""
         return tuple(u.name for u in self.updates if u.label == label)
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draws ||dW|| / ||W|| by parameter, and what counts as healthy, with matplotlib; gives the axes.
+
+        ax: where to draw; None for a new figure. Raises ThroughtimeError where matplotlib is missing.
+        """
+        ax, shown = drawing.axes(ax), [u for u in self.updates if math.isfinite(u.ratio)]
+        ax.barh([u.name for u in shown], [max(u.ratio, drawing.SMALLEST) for u in shown])
+        ax.set_xscale("log")
+        ax.axvspan(STALLED, TOO_LONG, color="0.5", alpha=0.12, linewidth=0)
+        ax.set_xlim(left=STALLED / 100)
+        ax.set_xlabel("||dW|| / ||W|| of a step")
+        return ax
 
     def __str__(self) -> str:
         what = "||dW|| / ||W|| of the step taken" if self.measured else "lr ||g|| / ||W||"

@@ -1,4 +1,4 @@
-"""Tests of throughtime.train.files."""
+"""Tests of throughtime.files."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from throughtime.train import files
-from throughtime.train.files import WriteError, remove_leftovers, to_json, write_directory, write_file
+from throughtime import files
+from throughtime.files import WriteError, remove_leftovers, to_json, write_directory, write_file
 
 
 def fail_after(monkeypatch: pytest.MonkeyPatch, name: str, calls: int) -> None:

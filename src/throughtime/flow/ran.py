@@ -1,0 +1,46 @@
+"""A recurrence run again, forward through time: by the CPU kernels where they can, else step by step in torch."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from throughtime.cells import Cell
+from throughtime.engine import cpu, torch_backend
+from throughtime.engine.backends import choose
+from throughtime.engine.operands import Operands
+from throughtime.engine.tape import Tape
+from throughtime.engine.trace import tape_of
+
+
+def by_kernels(v: Operands) -> bool:
+    """Whether the CPU kernels run these operands; THROUGHTIME_BACKEND says otherwise where it is set."""
+    x, states = v.x, v.states
+    return choose("auto", x.device.type, states[0].dtype, x.dtype)[0] == "cpu"
+
+
+@torch.no_grad()
+def run_forward(
+    cell: Cell, v: Operands, lengths: Tensor | None, reverse: bool
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Every state at every step [T, B, .], the states after the last step [B, .], and the net inputs [T, B, C * H]."""
+    tape = tape_of(cell)
+    if not by_kernels(v):
+        return torch_backend.forward(tape, *v, lengths, reverse, True)
+    sequences, finals, _ = cpu.forward(tape, *v, lengths, reverse, False)
+    return sequences, finals, net_inputs(tape, v, torch_backend.previous(sequences[0], v.states[0], lengths, reverse))
+
+
+def net_inputs(tape: Tape, v: Operands, h: Tensor) -> Tensor:
+    """z [T, B, C * H], all columns side by side, from the input and the shown state before each step, h [T, B, P]."""
+    T, B, _ = v.x.shape
+    C = len(tape.columns)
+    H, X = v.b.shape[0] // C, v.W.shape[0]
+    z = v.b.expand(T, B, C * H).clone()
+    z[..., :X] += F.linear(v.x, v.W)
+    if v.U.shape[0]:
+        past = F.linear(h, v.U)
+        for (c0, c1), (h0, h1) in torch_backend.column_runs(tape.columns):
+            z[..., c0 * H : c1 * H] += past[..., h0 * H : h1 * H]
+    return z

@@ -1,7 +1,8 @@
 """throughtime: see, understand and cure the gradient through time of recurrent networks.
 
 What most people need is here; the rest is in the submodules: `cells` (the equations), `engine` (how a cell runs through
-time), `nn` (the layers), `flow` (the gradient through time), `diagnosis` (what it means), `train`, `report`.
+time), `nn` (the layers), `flow` (the gradient through time), `diagnosis` (what it means), `cures` (what helps),
+`train`, `report`.
 """
 
 from __future__ import annotations
@@ -10,8 +11,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from throughtime import cells, diagnosis, engine, flow, nn, report, train
+    from throughtime import cells, cures, diagnosis, engine, flow, nn, report, train
     from throughtime.cells import Cell
+    from throughtime.cures.guard import Guard
+    from throughtime.cures.prescribe import prescribe
+    from throughtime.cures.prescribe_result import Prescription
+    from throughtime.diagnosis.diagnose import diagnose
+    from throughtime.diagnosis.result import Diagnosis, load_diagnosis
+    from throughtime.diagnosis.watch import watch
     from throughtime.engine import unroll
     from throughtime.errors import ThroughtimeError
     from throughtime.flow import GradientFlow
@@ -23,17 +30,24 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_SUBMODULES = ("cells", "diagnosis", "engine", "flow", "nn", "report", "train")
+_SUBMODULES = ("cells", "cures", "diagnosis", "engine", "flow", "nn", "report", "train")
 _HOME = {
     "Cell": "cells",
+    "Diagnosis": "diagnosis",
     "GradientFlow": "flow",
+    "Guard": "cures",
+    "Prescription": "cures",
     "Recurrent": "nn",
     "ThroughtimeError": "errors",
     "capture": "flow",
     "convert": "nn",
+    "diagnose": "diagnosis",
     "explain": "nn",
     "gradient_flow": "flow",
+    "load_diagnosis": "diagnosis",
+    "prescribe": "cures",
     "unroll": "engine",
+    "watch": "diagnosis",
 }
 
 
@@ -54,19 +68,27 @@ def __dir__() -> list[str]:
 
 __all__ = [
     "Cell",
+    "Diagnosis",
     "GradientFlow",
+    "Guard",
+    "Prescription",
     "Recurrent",
     "ThroughtimeError",
     "capture",
     "cells",
     "convert",
+    "cures",
+    "diagnose",
     "diagnosis",
     "engine",
     "explain",
     "flow",
     "gradient_flow",
+    "load_diagnosis",
     "nn",
+    "prescribe",
     "report",
     "train",
     "unroll",
+    "watch",
 ]

@@ -118,3 +118,20 @@ def test_prints_what_it_is():
 def test_too_few_shuffles():
     with pytest.raises(DataError, match="5 shuffles"):
         dependence([0, 1] * 100, [0, 1] * 100, [0], shuffles=1)
+
+
+def test_a_faint_relation_counts_only_if_it_is_asked_for():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(2, (60_000,), generator=generator)
+    far = torch.roll(x, 9)
+    y = torch.where(torch.rand(60_000, generator=generator) < 0.06, far, torch.roll(x, 2))
+    faint, plain = dependence(x, y, range(14), fraction=0.01), dependence(x, y, range(14))
+    assert plain.horizon().steps == 9 and plain.interval[0].steps >= 2
+    assert faint.horizon().steps == 2 and faint.interval[0].steps == faint.interval[1].steps == 2
+    assert faint.size == plain.size
+    real = torch.randn(40, 80, 1, generator=generator)
+    mixed = 0.15 * torch.roll(real, 9, 1) + torch.roll(real, 2, 1)
+    assert dependence(real, mixed, range(14)).horizon().steps == 9
+    assert dependence(real, mixed, range(14), fraction=0.05).horizon().steps == 2
+    with pytest.raises(DataError, match="fraction"):
+        dependence(x, y, range(3), fraction=1.5)

@@ -17,8 +17,8 @@ wide = (steps(30), steps(70))
 
 CASES = {
     "unknown": Horizons(gradient=near),
-    "no dependency": Horizons(steps(-1), near, near),
-    "no memory": Horizons(steps(0), near, near),
+    "no dependency": Horizons(steps(-1), near),
+    "no memory": Horizons(steps(0), near, steps(0)),
     "window": Horizons(far, steps(19, True), window=20),
     "vanishes": Horizons(far, near, near, window=64),
     "unclear": Horizons(far, steps(35), near, gradient_interval=wide),
@@ -41,6 +41,16 @@ def test_overlapping_intervals_are_not_told_apart():
     assert Horizons(far, farther, steps(35), data_interval=(steps(34), steps(50))).case == "healthy"
     assert Horizons(far, steps(35), data_interval=(steps(34), steps(50))).case == "unclear"
     assert Horizons(far, farther, steps(30, True)).case == "healthy"  # as far as was measured
+
+
+def test_what_a_model_uses_is_in_the_data():
+    """A parity of far inputs is in none of them alone; a model that uses them shows that it is there."""
+    unseen = Horizons(steps(-1), near, far)
+    assert unseen.asked == far and unseen.case == "vanishes"
+    assert Horizons(steps(0), farther, far).case == "healthy"
+    assert Horizons(near, farther, far, use_interval=wide).asked == far
+    assert Horizons(near, farther, far, data_interval=(near, farther)).asked == near  # it may be the data as well
+    assert Horizons(steps(19, True), farther, far).asked == steps(19, True)  # no farther lag was measured
 
 
 def test_within_a_window_the_gradient_need_reach_no_farther():

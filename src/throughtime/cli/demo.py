@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -11,10 +12,10 @@ import torch
 from throughtime.cli.options import Demo
 from throughtime.cli.progress import Board
 from throughtime.diagnosis import dependence
+from throughtime.files import write_file, writing
 from throughtime.report import SampleView, write
 from throughtime.report.language_models import language_models_page, model_view
 from throughtime.train import LMConfig, generate, load, read_text, train
-from throughtime.train.files import write_file, writing
 from throughtime.train.gradient import text_flow
 
 MODELS = {"RNN": "rnn", "LSTM": "lstm"}
@@ -23,7 +24,7 @@ PROMPT = "The class "
 LAGS = sorted({*range(17), *(round(16 * 1.2**i) for i in range(24))})
 
 
-def main(options: Demo) -> int:
+def main(options: Demo, words: Sequence[str] = ()) -> int:
     """Trains, measures and writes the page; prints where it is."""
     began = time.perf_counter()
     out = _new_directory(options.out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -10,13 +11,25 @@ from typing import Annotated, Any, Union
 import tyro
 
 from throughtime import __version__
-from throughtime.cli.options import Demo, Sample, Train
+from throughtime.cli.options import Demo, Diagnose, Lab, Prescribe, Sample, Serve, Train, Watch
 from throughtime.errors import NonFiniteError, ThroughtimeError
-from throughtime.train.files import WriteError
+from throughtime.files import WriteError
 
 _DESCRIPTION = """Train recurrent networks, and see how far back in time their gradients reach.
 
 `throughtime COMMAND --help` explains a command; `throughtime --version` prints the version."""
+
+COMMANDS = {
+    "train": (Train, "train"),
+    "sample": (Sample, "sample"),
+    "demo": (Demo, "demo"),
+    "diagnose": (Diagnose, "diagnose"),
+    "prescribe": (Prescribe, "prescribe"),
+    "watch": (Watch, "watch"),
+    "serve": (Serve, "serve"),
+    "lab": (Lab, "serve"),
+}
+"""By the word that calls it: its options, and the module of `throughtime.cli` whose `main(options, words)` runs it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,6 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words in (["--version"], ["-V"]):
         print(f"throughtime {__version__}")
         return 0
+    if words[:1] == ["watch"]:  # how somebody's script ends is its own affair
+        from throughtime.cli import watch
+
+        return watch.main(words[1:])
     try:
         options = parse(words)
         status = _run(options, words)
@@ -50,32 +67,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def parse(words: Sequence[str], train: Train | None = None) -> Train | Sample | Demo:
+def parse(words: Sequence[str], train: Train | None = None) -> Any:
     """The options in `words`; those of `train` that are not there are taken from `train`.
 
     For words that make no sense, tyro explains them and exits with status 2.
     """
-    commands: Any = Union[  # noqa: UP007  (made at run time)
-        Annotated[Train, tyro.conf.subcommand("train", default=train or Train())],
-        Annotated[Sample, tyro.conf.subcommand("sample")],
-        Annotated[Demo, tyro.conf.subcommand("demo")],
+    given: dict[str, Any] = {"train": {"default": train or Train()}}
+    choices = [
+        Annotated[options, tyro.conf.subcommand(name, **given.get(name, {}))] for name, (options, _) in COMMANDS.items()
     ]
+    commands: Any = Union[tuple(choices)]  # noqa: UP007  (made at run time)
     return tyro.cli(commands, prog="throughtime", description=_DESCRIPTION, args=words)
 
 
-def _run(options: Train | Sample | Demo, words: Sequence[str]) -> int:
+def _run(options: Any, words: Sequence[str]) -> int:
     """Each command is imported when it is wanted, so that help does not wait for torch."""
-    if isinstance(options, Train):
-        from throughtime.cli import train
-
-        return train.main(options, words)
-    if isinstance(options, Sample):
-        from throughtime.cli import sample
-
-        return sample.main(options)
-    from throughtime.cli import demo
-
-    return demo.main(options) or 0
+    module = next(module for kind, module in COMMANDS.values() if type(options) is kind)
+    return importlib.import_module(f"throughtime.cli.{module}").main(options, words) or 0
 
 
 def _drop_output() -> None:

@@ -11,6 +11,7 @@ import tyro
 from throughtime.train.config import LMConfig
 
 _FILE = tyro.conf.arg(metavar="FILE", help_behavior_hint="")
+_ARGS = tyro.conf.arg(metavar="ARGS", help_behavior_hint="")
 _RUN = tyro.conf.arg(metavar="RUN", help_behavior_hint="")
 
 
@@ -82,3 +83,101 @@ class Demo:
     """Updates of each network."""
     seed: int = 0
     """Seed of everything random."""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Run a training script as it is, and see the gradient through time of the models that it trains.
+
+    Our options stand before the script's name; all behind it is the script's own. Now and then one of its training
+    steps is captured and measured, within a budget of time; the script computes the same numbers. At its end, however
+    it ends, a diagnosis is printed to stderr and saved beside the history. The exit status is the script's.
+    """
+
+    script: Annotated[tyro.conf.Positional[str], _FILE]
+    """The Python script, or with -m the name of a module."""
+    arguments: Annotated[tyro.conf.Positional[tuple[str, ...]], _ARGS] = ()
+    """What the script is given."""
+    module: Annotated[bool, tyro.conf.arg(aliases=["-m"]), tyro.conf.FlagCreatePairsOff] = False
+    """Run a module, as python -m does."""
+    budget: float = 0.02
+    """The share of training time that watching may take: 0.02 is 2 %. 0 measures once, inf every step."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: runs/watch-SCRIPT)")] = None
+    """Directory for the diagnosis and the history; one that already holds something is refused."""
+
+
+@dataclass(frozen=True)
+class Serve:
+    """Look at training runs as they go, in a browser: losses, gradient norms, horizons, the current map, alarms.
+
+    Follows every run of `throughtime train` and every history of a watched training in a folder. Answers to the
+    browser of this machine only; Ctrl-C stops it, and the runs go on. The lab is on the same server.
+    """
+
+    runs: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUNS", help_behavior_hint="")] = Path("runs")
+    """The folder that holds the runs, or one run."""
+    port: int = 7878
+    """Where to listen, on 127.0.0.1; 0 takes any that is free."""
+    browser: bool = True
+    """Open the page in the browser."""
+
+
+@dataclass(frozen=True)
+class Lab:
+    """The textbook that one can touch: pick a cell, move a slider, see the gradient flow back through time.
+
+    Answers to the browser of this machine only; Ctrl-C stops it.
+    """
+
+    port: int = 7879
+    """Where to listen, on 127.0.0.1; 0 takes any that is free."""
+    browser: bool = True
+    """Open the page in the browser."""
+
+
+@dataclass(frozen=True)
+class Diagnose:
+    """Tell what is wrong with a trained run, or that nothing is, and what to do.
+
+    Follows the gradient through time of its model, measures how far back its text asks for memory and how far back the
+    model looks, and audits weights, gates, steps and clipping. The verdict comes first, then the findings by
+    importance. The result is saved in the run's directory.
+    """
+
+    run: Annotated[tyro.conf.Positional[Path], _RUN]
+    """The directory of a run of `throughtime train`."""
+    checkpoint: str = "best"
+    """Which checkpoint: best (by validation), last, or a name such as step-000200."""
+    text: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: where it was)")] = None
+    """Where the text is now, if it was moved."""
+    batches: int = 6
+    """Windows of the text to follow the gradient through; 5 or more give its horizon an interval."""
+    use: bool = True
+    """Measure also how far back the model looks, by replacing what is older."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: in the run)")] = None
+    """Where the result is saved."""
+
+
+@dataclass(frozen=True)
+class Prescribe:
+    """Try the remedies that fit a model's diagnosis on copies of it, and say which change helps, if any.
+
+    For the directory of a run, or for a model of your own: a Python file with a function `setup` that returns
+    (model, batches, loss, optimiser), as throughtime.prescribe takes them. Each remedy is trained from the same start
+    on the same batches, side by side with doing nothing; the table shows before and after, and the change as code.
+    """
+
+    what: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN|FILE[:FUNCTION]", help_behavior_hint="")]
+    """The directory of a run of `throughtime train`, or a Python file."""
+    steps: int = 200
+    """Steps of each trial."""
+    seeds: int = 5
+    """Trials of each remedy, 3 or more; they differ in the order of the batches and all that is drawn."""
+    clip: float | None = None
+    """The norm that your own training clips to, if it does."""
+    checkpoint: str | None = None
+    """Of a run: begin at best, last, or a name such as step-000200; else with new weights."""
+    text: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: where it was)")] = None
+    """Of a run: where the text is now, if it was moved."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: not saved)")] = None
+    """Where the result is saved."""

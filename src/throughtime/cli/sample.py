@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Sequence
 
 from throughtime.cli.options import Sample
 from throughtime.train import load, stream
 
 
-def main(options: Sample) -> int:
+def main(options: Sample, words: Sequence[str] = ()) -> int:
     """Print the prompt and `length` more symbols."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may not be able to show all that a model knows
         sys.stdout.reconfigure(errors="backslashreplace")

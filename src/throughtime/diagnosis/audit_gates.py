@@ -70,8 +70,9 @@ def _one(part: Part, gate: str, lag: int | None) -> Iterator[Finding]:
             "warning" if short else "note", f"{name}-bias", part.where("bias_hh"),
             f"{name} bias {mean:.2f} on average ({both})", means, do, half, "steps",
         )  # fmt: skip
-    if gate == "f" and abs(mean) < UNSET:
-        high = [g for g in part.cell.gates if g != "f" and part.bias(g).mean() > 0.8 and part.bias(g).std() < SET]
+    if gate == "f" and abs(mean) < UNSET and part.H >= 4:  # of fewer units a bias may be alike by chance
+        others = {g: part.bias(g) for g in part.cell.gates if g != "f"}
+        high = [g for g, b in others.items() if b.mean() > 0.8 and b.std(correction=0) < SET]
         if len(high) == 1:
             order = ", ".join(part.cell.gates)
             yield Finding(

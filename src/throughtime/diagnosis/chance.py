@@ -63,17 +63,22 @@ def farthest(beyond: Tensor, lags: Sequence[int]) -> Tensor:
     return torch.where(beyond, at, -1).amax(-1)
 
 
-def resampled_horizons(size: Tensor, limit: Tensor, strict: Tensor, lags: Sequence[int]) -> Tensor:
+def resampled_horizons(
+    size: Tensor, limit: Tensor, strict: Tensor, lags: Sequence[int], fraction: float = 0.0
+) -> Tensor:
     """The horizon of each resample, [R], from the dependence size [1 + R, lags], row 0 that of the data as they are.
 
+    fraction: what is smaller than this share of the largest of its resample does not count.
     A lag at half the threshold `limit` or above is held against it, as in the data. The others are held against
-    `strict` [1 + R], from a baseline resampled as well: a sample with repetitions makes more of what chance has put
-    there, and the upper end is made of the worst resamples. Simulated on moving averages of noise, the interval meant
-    to be of 95 % held the lag at which the mean dependence crosses the threshold in 87 to 96 of 100 series; and on
-    exact copies over 25 lags it reached too far out in one of six.
+    `strict` [1 + R, lags], from a baseline resampled as well: a sample with repetitions makes more of what chance has
+    put there, and the upper end is made of the worst resamples. Simulated on moving averages of noise, the interval
+    meant to be of 95 % held the lag at which the mean dependence crosses the threshold in 87 to 96 of 100 series; and
+    on exact copies over 25 lags it reached too far out in one of six.
     """
-    near = size[0] > limit / 2
-    return farthest(torch.where(near, size > limit, size > strict[:, None])[1:], lags)
+    least = (fraction * size.amax(-1, keepdim=True)).clamp(min=0)
+    limit, strict = torch.maximum(limit, least), torch.maximum(strict, least)
+    near = size[0] > limit[0] / 2
+    return farthest(torch.where(near, size > limit, size > strict)[1:], lags)
 
 
 def interval(replicates: Tensor, point: int, lags: Sequence[int]) -> tuple[Horizon, Horizon]:

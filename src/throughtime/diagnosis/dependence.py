@@ -23,10 +23,11 @@ from throughtime.diagnosis.information import information
 from throughtime.diagnosis.lagged import Labels, Pairs, Series, kernel_dependence
 from throughtime.errors import DataError
 from throughtime.flow import Horizon
+from throughtime.plain import Plain
 
 
 @dataclass(frozen=True)
-class Dependence:
+class Dependence(Plain):
     """How much a target depends on the input some steps before it, by lag, as plain data.
 
     lags:      the lags d measured, in steps, ascending.
@@ -35,6 +36,8 @@ class Dependence:
     unit:      "bits" of mutual information for symbols; "of 1" for real numbers (see `dependence`).
     interval:  the 95 % interval of the horizon, from resampled blocks of the data; None if not asked for.
     notes:     what should be known before this is believed.
+    limits:    the threshold lag by lag, where far lags have fewer pairs and so more chance; `threshold` is the largest
+               of them. None where it is the same for all.
 
     Pairwise: it sees a dependence on one earlier input at a time, and that cuts both ways. What only several inputs
     say together (a parity, a syntax) it does not see: the true horizon can lie farther back. And what a nearer input
@@ -48,6 +51,12 @@ class Dependence:
     unit: str = "bits"
     interval: tuple[Horizon, Horizon] | None = None
     notes: tuple[str, ...] = ()
+    limits: tuple[float, ...] | None = None
+
+    def beyond(self) -> tuple[bool, ...]:
+        """For each lag whether its dependence exceeds chance."""
+        limits = self.limits or (self.threshold,) * len(self.lags)
+        return tuple(s > limit for s, limit in zip(self.size, limits, strict=True))
 
     @property
     def bits(self) -> tuple[float, ...]:
@@ -59,7 +68,7 @@ class Dependence:
     def horizon(self) -> Horizon:
         """The data horizon: the largest lag, in steps, at which the dependence exceeds chance; `at_least` if it is
         the largest lag measured. Horizon(-1, False) if there is no dependence at any lag, not even at lag 0."""
-        beyond = [d for d, b in zip(self.lags, self.size, strict=True) if b > self.threshold]
+        beyond = [d for d, b in zip(self.lags, self.beyond(), strict=True) if b]
         return Horizon(beyond[-1], beyond[-1] == self.lags[-1]) if beyond else Horizon(-1, False)
 
     def __str__(self) -> str:
@@ -69,9 +78,8 @@ class Dependence:
         lines.append("  no lag beyond chance" if far.steps < 0 else f"  horizon {far}{spread}")
         most = max(range(len(self.lags)), key=lambda k: self.size[k])
         ends = {0, most, len(self.lags) - 1, *(k for k, d in enumerate(self.lags) if d == far.steps)}
-        lines += [
-            f"  lag {self.lags[k]:<5} {self.size[k]:9.3g}{' *' * (self.size[k] > self.threshold)}" for k in sorted(ends)
-        ]
+        beyond = self.beyond()
+        lines += [f"  lag {self.lags[k]:<5} {self.size[k]:9.3g}{' *' * beyond[k]}" for k in sorted(ends)]
         return "\n".join([*lines, *(f"  note: {n}" for n in self.notes)])
 
 
@@ -83,6 +91,7 @@ def dependence(
     shuffles: int = 50,
     seed: int = 0,
     resamples: int = 100,
+    fraction: float = 0.0,
     baseline: str | None = None,
 ) -> Dependence:
     """Measures how much targets y_t depend on inputs x_{t-d}, for each lag d, linearly or not.
@@ -92,6 +101,7 @@ def dependence(
         inputs                        targets
         symbols [T], or real [T], [T, D]         symbols [T], or real [T], [T, K]       one series
         symbols [N, T], or real [N, T, D]        symbols [N, T], or real [N, T, K]      sequences, a target at each step
+                                                 (symbols below 0: no target there)
         symbols [N, T], or real [N, T, D]        symbols [N], or real [N], [N, K]       sequences, a label at the end
 
     One series of symbols to symbols is measured in bits, counted, less what is counted on shuffled inputs, which is too
@@ -112,6 +122,8 @@ def dependence(
     A lag counts as dependent if it lies so far above `shuffles` draws from a baseline that this happens by chance at
     one of all lags with a probability of 1 %.
 
+    fraction: what is smaller than this share of the largest does not count either. In much data the faintest relation
+              is beyond chance; to ask how far a gradient must reach, 0.01, its own fraction, is the measure.
     baseline: "shuffle" permutes the inputs. That is right only if they, or the targets, have no memory of their own:
               two slow series look alike by chance more often than shuffled ones. "shift" moves the inputs by large
               random distances in time, round the end, which keeps the memory of both (Chatfield 2003 on why it
@@ -123,26 +135,30 @@ def dependence(
     For a language model y_t = x_{t+1}. Raises DataError for shapes that do not match, too few steps or sequences for
     the lags, and numbers that are NaN or all the same.
     """
-    x, y = _tensor("inputs", inputs), _tensor("targets", targets)
+    x, y = as_data("inputs", inputs), as_data("targets", targets)
     lags = tuple(sorted({int(d) for d in lags}))
     if not lags or lags[0] < 0:
         raise DataError(f"lags must be whole numbers >= 0, at least one; came {lags}")
     if shuffles < 5:
         raise DataError(f"at least 5 shuffles are needed to know what chance gives; came {shuffles}")
+    if not 0 <= fraction < 1:
+        raise DataError(f"fraction must lie in [0, 1), a share of the largest dependence; came {fraction}")
     if baseline not in (None, "shuffle", "shift"):
         raise DataError(f'baseline must be "shuffle", "shift" or None; came {baseline!r}')
     generator = torch.Generator().manual_seed(seed)
     if x.dim() == 1 and y.dim() == 1 and not y.is_floating_point() and not x.is_floating_point():
         x, y = (torch.unique(v, return_inverse=True)[1] for v in (x, y))  # only symbols that occur take room
-        return _symbols(x, y, lags, shuffles, resamples, baseline or "shuffle", generator)
+        return _symbols(x, y, lags, shuffles, resamples, fraction, baseline or "shuffle", generator)
     pairs = _pairs(x, y, lags, baseline, seed)
-    size, limit, span, notes = kernel_dependence(pairs, lags, shuffles, resamples, generator)
-    return Dependence(lags, size, limit, "of 1", span, notes)
+    found = kernel_dependence(pairs, lags, shuffles, resamples, generator, fraction)
+    limits = found.limits if len(set(found.limits)) > 1 else None
+    return Dependence(lags, found.size, max(found.limits), "of 1", found.interval, found.notes, limits)
 
 
 def _symbols(
-    x: Tensor, y: Tensor, lags: tuple[int, ...], shuffles: int, resamples: int, baseline: str, gen: torch.Generator
-) -> Dependence:
+    x: Tensor, y: Tensor, lags: tuple[int, ...], shuffles: int, resamples: int, fraction: float, baseline: str,
+    gen: torch.Generator,
+) -> Dependence:  # fmt: skip
     T = _one_length(x, y, lags)
     n = T - lags[-1]  # as few pairs as any lag has: chance is judged where it is largest
     if baseline == "shift":
@@ -154,20 +170,24 @@ def _symbols(
     null = torch.stack([information(v, y[:n], weights) for v in baselines])
     chance = null.mean(0)
     size = torch.stack([information(x[: T - d], y[d:], weights) for d in lags], 1) - chance[:, None]
-    limit = upper_chi(null[:, 0], ALPHA / len(lags)) - chance[0]  # Bonferroni
+    chances = upper_chi(null[:, 0], ALPHA / len(lags)) - chance[0]  # Bonferroni
+    limit = chances.clamp(min=fraction * float(size[0].max().clamp(min=0)))
     point = int(farthest(size[0] > limit, lags))
     strict = upper_chi(null, RESAMPLED_ALPHA / len(lags)) - chance
-    span = interval(resampled_horizons(size, limit, strict, lags), point, lags) if resamples else None
+    found = resampled_horizons(size, chances, strict[:, None], lags, fraction)
+    span = interval(found, point, lags) if resamples else None
     return Dependence(lags, tuple(size[0].tolist()), limit.item(), "bits", span)
 
 
-def _tensor(name: str, v: Sequence[int] | Tensor) -> Tensor:
+def as_data(name: str, v: Sequence[int] | Tensor) -> Tensor:
+    """Symbols as int64 or real numbers as float64, on the CPU; raises DataError for what can be neither."""
     try:
         t = torch.as_tensor(v).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as err:
         raise DataError(f"{name} must be a tensor or a sequence of numbers ({err})") from None
     whole = not t.is_floating_point()
-    if t.is_complex() or not t.numel() or t.dim() < 1 or t.dim() > (2 if whole else 3) or (whole and t.min() < 0):
+    fits = not t.is_complex() and t.numel() > 0 and 1 <= t.dim() <= (2 if whole else 3)
+    if not fits or (whole and bool(t.min() < 0) and not (name == "targets" and t.dim() == 2)):
         raise DataError(
             f"{name} must be a sequence of whole numbers >= 0, symbols [T] or [N, T], or real numbers up to [N, T, D]; "
             f"came {t.dtype} {tuple(t.shape)}"

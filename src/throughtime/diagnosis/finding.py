@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from throughtime.errors import ConfigError
+from throughtime.plain import Plain
 
 # From worst to mildest. error: it is wrong and the numbers are not what they seem. warning: very likely not what was
 # wanted. note: worth knowing, nothing to do. A healthy model has notes only.
@@ -14,7 +15,7 @@ SEVERITIES = ("error", "warning", "note")
 
 
 @dataclass(frozen=True)
-class Where:
+class Where(Plain):
     """A place in a model: the module's name in it, the layer, the direction, the parameter; as far as they apply."""
 
     module: str = ""
@@ -34,7 +35,7 @@ class Where:
 
 
 @dataclass(frozen=True)
-class Finding:
+class Finding(Plain):
     """One thing that was found, as plain data.
 
     severity: "error", "warning" or "note".     code: a short fixed name, to sort and to filter by.

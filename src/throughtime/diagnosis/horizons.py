@@ -14,6 +14,7 @@ from throughtime.diagnosis.finding import Finding, Where
 from throughtime.diagnosis.use import Use
 from throughtime.errors import FlowError
 from throughtime.flow import GradientFlow, Horizon
+from throughtime.plain import Plain
 
 Interval = tuple[Horizon, Horizon]
 
@@ -24,7 +25,7 @@ _CASES: dict[str, tuple[str, str, str]] = {
     "no memory": ("note", "The current input is all that the target depends on.", "a network without memory will do"),
     "window": (
         "warning",
-        "Training is cut shorter than the dependency in the data: no weights can learn it.",
+        "Training is cut shorter than the dependency in the data: no gradient tells of it, whatever the weights.",
         "a longer window of truncated BPTT, or a state that is carried on",
     ),
     "vanishes": (
@@ -48,7 +49,7 @@ _CASES: dict[str, tuple[str, str, str]] = {
 
 
 @dataclass(frozen=True)
-class Horizons:
+class Horizons(Plain):
     """The three horizons with their 95 % intervals, as plain data; None for what was not measured.
 
     data:     how far back the target depends on the input (`Dependence.horizon`).
@@ -69,16 +70,32 @@ class Horizons:
     window: int | None = None
 
     @property
+    def asked(self) -> Horizon | None:
+        """What the gradient must reach: the data horizon; or the use horizon where that surely lies farther back, for
+        what a model uses is in the data, seen in single inputs or not."""
+        if self.data is None or self.use is None:
+            return self.data
+        high = (self.data_interval or (self.data, self.data))[1]
+        return self.use if not self.data.at_least and self._use_from > high.steps else self.data
+
+    @property
+    def _use_from(self) -> int:
+        assert self.use is not None
+        return (self.use_interval or (self.use, self.use))[0].steps
+
+    @property
     def case(self) -> str:
         """Which case it is: "no dependency", "no memory", "window", "vanishes", "unclear", "reaches", "unused",
         "healthy", or "unknown" without a data horizon."""
-        if self.data is None:
+        asked = self.asked
+        if asked is None:
             return "unknown"
-        if self.data.steps <= 0:
-            return "no dependency" if self.data.steps < 0 else "no memory"
-        data = self.data_interval or (self.data, self.data)
+        if asked.steps <= 0:
+            return "no dependency" if asked.steps < 0 else "no memory"
+        spread = self.data_interval if asked is self.data else self.use_interval
+        data = spread or (asked, asked)
         reach = math.inf if self.window is None else self.window - 1
-        if self.gradient is not None and self.gradient.steps < min(self.data.steps, reach):
+        if self.gradient is not None and self.gradient.steps < min(asked.steps, reach):
             high = (self.gradient_interval or (self.gradient, self.gradient))[1]
             surely = not high.at_least and high.steps < min(data[0].steps, reach)
             return "vanishes" if surely else "unclear"

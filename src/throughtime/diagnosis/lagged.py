@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,6 +37,10 @@ class Pairs(ABC):
     @abstractmethod
     def at(self, d: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Features of both sides of the pairs at lag d, [n, M] and [n, K]: first as they are, then by chance."""
+
+    @abstractmethod
+    def count(self, d: int) -> int:
+        """How many pairs there are at lag d."""
 
     def notes(self, chance: float) -> tuple[str, ...]:
         """What should be known before the result is believed; `chance`: the mean over the baseline."""
@@ -73,6 +78,9 @@ class Series(Pairs):
         n = min(self.T - self.far, MOST)
         self.anchors = self.far + torch.arange(n) * (self.T - self.far) // n
 
+    def count(self, d: int) -> int:
+        return len(self.anchors)
+
     def at(self, d: int) -> Iterator[tuple[Tensor, Tensor]]:
         back, psi = self.anchors - d, self.psi[self.anchors]
         yield self.phi[back], psi
@@ -89,48 +97,93 @@ class Series(Pairs):
 
 
 class Labels(Pairs):
-    """N sequences of T steps, with one label at the end or a target at each step."""
+    """N sequences of T steps, with one label at the end or a target at each step; a symbol below 0 is no target."""
 
     def __init__(self, x: Tensor, y: Tensor, lags: tuple[int, ...], each: bool, seed: int = 0):
         (self.N, self.T), self.far, self.each = x.shape[:2], lags[-1], each
+        self._enough()
+        self.steps = torch.tensor([self.T - 1])
+        if each:
+            there = torch.ones_like(y, dtype=torch.bool) if y.is_floating_point() else y >= 0
+            self.steps = there.flatten(2).all(2).all(0).nonzero()[:, 0] if y.dim() > 2 else there.all(0).nonzero()[:, 0]
+            y = y.clamp(min=0) if not y.is_floating_point() else y
+            if not len(self.steps) or int(self.steps[-1]) < self.far:
+                last = int(self.steps[-1]) if len(self.steps) else "none"
+                raise DataError(
+                    f"a lag of {self.far} needs a step from {self.far} on at which all sequences have a target; the "
+                    f"last such step is {last}"
+                )
+        elif not y.is_floating_point() and bool((y < 0).any()):
+            raise DataError("a label is below 0; leave those sequences out")
+        self.x, self.y, self.seed = checked("inputs", x), checked("targets", y[:, self.steps] if each else y), seed
+
+    def _enough(self) -> None:
         if self.N < BLOCKS:
             raise DataError(f"at least {BLOCKS} sequences are needed to exchange them; came {self.N}. Join them to one")
         if self.far >= self.T:
             raise DataError(f"sequences of {self.T} steps have no lag of {self.far}; the largest is {self.T - 1}")
-        self.x, self.y, self.seed = checked("inputs", x), checked("targets", y), seed
+
+    def _of_targets(self) -> Tensor:
+        return features(self.y.flatten(0, 1) if self.each else self.y, self.seed)
 
     def draw(self, shuffles: int, generator: torch.Generator) -> None:
-        steps = self.T - self.far if self.each else 1
         self.orders = [torch.randperm(self.N, generator=generator) for _ in range(shuffles)]
-        keep = min(steps, max(1, MOST // self.N))
-        # Steps in all sequences that targets are taken from, and with a label at the end the last one.
-        self.steps = self.far + torch.arange(keep) * steps // keep if self.each else torch.tensor([self.T - 1])
+        phi = features(self.x.flatten(0, 1), self.seed).view(self.N, self.T, -1)
+        self.phi, self.psi = phi, self._of_targets().view(self.N, len(self.steps), -1)
 
-        def flat(v: Tensor, each: bool) -> Tensor:
-            return features(v.flatten(0, 1), self.seed).view(self.N, self.T, -1) if each else features(v, self.seed)
+    def _chosen(self, d: int) -> Tensor:
+        """Which of the steps that have a target are looked back from over d steps: of many, some, spread evenly."""
+        there = (self.steps >= d).nonzero()[:, 0]
+        keep = min(len(there), max(1, MOST // self.N))
+        return there[torch.arange(keep) * len(there) // keep]
 
-        self.phi = flat(self.x, True)
-        self.psi = flat(self.y, True)[:, self.steps] if self.each else flat(self.y, False)[:, None]
+    def count(self, d: int) -> int:
+        return len(self._chosen(d)) * self.N
 
     def at(self, d: int) -> Iterator[tuple[Tensor, Tensor]]:
-        phi = self.phi[:, self.steps - d].flatten(0, 1)
-        yield phi, self.psi.flatten(0, 1)
+        chosen = self._chosen(d)
+        phi, psi = self.phi[:, self.steps[chosen] - d].flatten(0, 1), self.psi[:, chosen]
+        yield phi, psi.flatten(0, 1)
         for order in self.orders:
-            yield phi, self.psi[order].flatten(0, 1)
+            yield phi, psi[order].flatten(0, 1)
+
+
+class Whole(Labels):
+    """N sequences of T steps, and as the label of each a whole sequence of targets, [N, T'(, K)].
+
+    The features of the label are those of all its targets side by side, so its kernel is the sum of theirs: what any
+    one of them says about an input is seen.
+    """
+
+    def __init__(self, x: Tensor, y: Tensor, lags: tuple[int, ...], seed: int = 0):
+        (self.N, self.T), self.far, self.each = x.shape[:2], lags[-1], False
+        self._enough()
+        self.steps = torch.tensor([self.T - 1])
+        if not y.is_floating_point() and bool((y < 0).any()):
+            y = y.where(y >= 0, y.max() + 1)  # no target is a symbol too, for where it stands may depend on the input
+        self.x, self.y, self.seed = checked("inputs", x), checked("targets", y), seed
+
+    def _of_targets(self) -> Tensor:
+        return features(self.y.flatten(0, 1), self.seed).view(self.N, -1)
+
+
+class Found(NamedTuple):
+    """The dependence by lag, its thresholds by lag, the interval of its horizon, and notes; see `dependence`."""
+
+    size: tuple[float, ...]
+    limits: tuple[float, ...]
+    interval: tuple[Horizon, Horizon] | None
+    notes: tuple[str, ...]
 
 
 def kernel_dependence(
-    pairs: Pairs,
-    lags: tuple[int, ...],
-    shuffles: int,
-    resamples: int,
-    generator: torch.Generator,
-) -> tuple[tuple[float, ...], float, tuple[Horizon, Horizon] | None, tuple[str, ...]]:
-    """The dependence of `pairs` by lag, its threshold, the interval of its horizon, and notes; see `dependence`.
+    pairs: Pairs, lags: tuple[int, ...], shuffles: int, resamples: int, generator: torch.Generator, fraction: float = 0
+) -> Found:
+    """The dependence of `pairs` by lag; what is less than `fraction` of the largest does not count.
 
-    The threshold is what the largest over the lags of one draw of the baseline exceeds with a probability of 1 %. In
-    each resample the baseline is measured on the resampled blocks as well, for a sample with repetitions looks more
-    dependent than it is.
+    The threshold is what the largest over the lags of one draw of the baseline exceeds with a probability of 1 %. Where
+    far lags have fewer pairs, and so more chance, lags are made comparable before. In each resample the baseline is
+    measured on the resampled blocks as well, for a sample with repetitions looks more dependent than it is.
     """
     if shuffles < BLOCKS:
         raise DataError(f"at least {BLOCKS} shuffles are needed for real numbers or sequences; came {shuffles}")
@@ -138,33 +191,72 @@ def kernel_dependence(
     weights = resampling(resamples, BLOCKS, generator)
     size = torch.stack([_covariances(pairs.at(d), weights) for d in lags], -1)  # [1 + shuffles, R, lags]
     chance = size[1:].mean(0)
-    null = (size[1:] - chance).amax(-1)
+    scale = spread(size[1:, 0], torch.tensor([pairs.count(d) for d in lags], dtype=torch.float64))
+    null = ((size[1:] - chance) / scale).amax(-1)
     beyond = size[0] - chance
-    limit = upper_max(null[:, 0], ALPHA)
-    point = int(farthest(beyond[0] > limit, lags))
-    strict = upper_max(null, RESAMPLED_ALPHA)
-    span = interval(resampled_horizons(beyond, limit, strict, lags), point, lags) if resamples else None
-    return tuple(beyond[0].tolist()), limit.item(), span, pairs.notes(chance[0].mean().item())
+    chances = upper_max(null[:, 0], ALPHA) * scale
+    limits = chances.clamp(min=fraction * float(beyond[0].max().clamp(min=0)))
+    point = int(farthest(beyond[0] > limits, lags))
+    strict = upper_max(null, RESAMPLED_ALPHA)[:, None] * scale
+    span = interval(resampled_horizons(beyond, chances, strict, lags, fraction), point, lags) if resamples else None
+    return Found(tuple(beyond[0].tolist()), tuple(limits.tolist()), span, pairs.notes(chance[0].mean().item()))
+
+
+def spread(null: Tensor, count: Tensor) -> Tensor:
+    """How wide chance spreads at each lag, [lags], relative to the widest, from draws [shuffles, lags].
+
+    One draw's deviation is too uncertain to divide by; so a power of the number of pairs is fitted to all: n^-1 where
+    they are independent, n^0 where they repeat one another.
+    """
+    x = count.log() - count.log().mean()
+    if float(x.square().sum()) < 1e-12:
+        return torch.ones_like(count)
+    y = null.std(0).clamp(min=1e-300).log()
+    power = float((x * (y - y.mean())).sum() / x.square().sum())
+    return (count / count.min()) ** min(0.0, max(-1.0, power))
 
 
 def _covariances(sides: Iterator[tuple[Tensor, Tensor]], weights: Tensor) -> Tensor:
-    """The normalised covariance of each pair of sides, for each row of block weights: [pairs, R]."""
+    """The normalised squared covariance of each pair of sides, for each row of block weights w [R, G]: [pairs, R].
+
+        || sum_g w_g (P_g - a b^T) / c ||^2,   P_g = sum over block g of phi psi^T,   c = sum_g w_g n_g
+        a = sum_g w_g A_g / c,  b likewise: the means of phi and of psi
+
+    Multiplied out, so that the resamples cost G^2 products with the blocks and not R G.
+    """
     found, scale = [], torch.zeros(())
+    left, right = _Blocks(), _Blocks()
     for k, (phi, psi) in enumerate(sides):
-        n = len(phi) // BLOCKS * BLOCKS
-        # Centred as a whole first: then little is lost in the difference of large numbers below.
-        a, b = ((v[:n] - v[:n].mean(0)).view(BLOCKS, n // BLOCKS, -1) for v in (phi, psi))
+        a, b = left.of(phi), right.of(psi)
         if k == 0:
             scale = _norm(a) * _norm(b)
-        product = (a.transpose(1, 2) @ b).flatten(1)
-        count = weights.sum(1, keepdim=True) * (n // BLOCKS)
-        mean_a, mean_b = weights @ a.sum(1) / count, weights @ b.sum(1) / count
-        cross = weights @ product / count - (mean_a[:, :, None] * mean_b[:, None]).flatten(1)
-        squares = cross.square().sum(1)
+        P = (a.transpose(1, 2) @ b).double()  # [G, M, K]
+        A, B = a.sum(1, dtype=torch.float64), b.sum(1, dtype=torch.float64)
+        w = weights / (weights.sum(1, keepdim=True) * a.shape[1])  # of one pair in block g, of all that are drawn
+        flat = P.flatten(1)
+        squares = ((w @ (flat @ flat.T)) * w).sum(1)
+        both = (A @ P) @ B.T  # [G, G, G]: block of the product, of phi, of psi
+        mixed = ((w @ both.flatten(1)).view(len(w), len(A), len(B)) * w[:, :, None]).sum(1).mul(w).sum(1)
+        means = ((w @ (A @ A.T)) * w).sum(1) * ((w @ (B @ B.T)) * w).sum(1)
+        squares = (squares - 2 * mixed + means).clamp(min=0)
         found.append(squares / scale if scale > 1e-20 else torch.zeros_like(squares))
     return torch.stack(found)
 
 
+class _Blocks:
+    """Features in BLOCKS stretches, [G, n, M], less their mean: then little is lost where large numbers are subtracted,
+    and float32 is good enough for their products. The same features are cut once."""
+
+    def __init__(self) -> None:
+        self._had: tuple[Tensor, Tensor] | None = None
+
+    def of(self, v: Tensor) -> Tensor:
+        if self._had is None or self._had[0] is not v:
+            n = len(v) // BLOCKS * BLOCKS
+            self._had = v, (v[:n] - v[:n].mean(0)).float().view(BLOCKS, n // BLOCKS, -1)
+        return self._had[1]
+
+
 def _norm(v: Tensor) -> Tensor:
     flat = v.flatten(0, 1)
-    return (flat.T @ flat / len(flat)).norm()
+    return (flat.T @ flat / len(flat)).double().norm()

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from throughtime.diagnosis.chance import ALPHA, between, farthest, interval, resampling, student
 from throughtime.errors import FlowError
 from throughtime.flow import Horizon
+from throughtime.plain import Plain
 
 Losses = Callable[[Tensor], Tensor]
 LEAST = 8  # sequences
 
 
 @dataclass(frozen=True)
-class Use:
+class Use(Plain):
     """By how much a model's loss rises when its inputs from some lag on are replaced by others, as plain data.
 
     lags:  the lags d measured, in steps, ascending.

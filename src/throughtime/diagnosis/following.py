@@ -1,0 +1,97 @@
+"""Follows the gradient of captured recurrences back: in full, or from some loss steps where that would take long."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from throughtime.errors import NoFlowError
+from throughtime.flow import Captured, GradientFlow, Recurrence
+from throughtime.flow.capture_runs import LayerRun, StepRun
+from throughtime.flow.jacobian import first_samples
+from throughtime.flow.passed import Outside, PassedStack
+
+WORK = 5e9  # multiplications that the gradients of one recurrence may take: a second or two on one core
+LEAST = 16  # loss steps that are followed at least, where there are so many
+
+
+class Follower:
+    """Follows what was captured; the layers of one stack are followed once, together."""
+
+    def __init__(self, work: float = WORK):
+        self.work = work
+        self._stacks: dict[int, tuple[Any, list[list[dict[str, Tensor]]], str | None, int]] = {}
+
+    def flow(self, captured: Captured) -> tuple[GradientFlow, str | None, int]:
+        """The gradient flow of a recurrence, from what it was estimated (None: exact), and how many loss steps it has.
+
+        Where some loss steps are followed only, the rows of the others are 0, and the profile is that of these losses.
+        Raises what `Captured.flow` raises.
+        """
+        run = captured._run
+        if isinstance(run, StepRun):
+            return self._steps(run)
+        if id(run) not in self._stacks:
+            self._stacks[id(run)] = (run, *self._stack(run))
+        _, maps, kind, n = self._stacks[id(run)]
+        here = maps[captured.layer][int(captured.reverse)]
+        return GradientFlow(here, run.calls[0].cell.name, captured.layer, captured.reverse), kind, n
+
+    def _stack(self, run: LayerRun) -> tuple[list[list[dict[str, Tensor]]], str | None, int]:
+        run.check()
+        passed, outside = run.passed, run.outside
+        T, B = passed.recurrences[0][0].x.shape[:2]
+        steps = _loss_steps([v for layer in outside for d in layer for v in d], T)
+        weights = sum(w.numel() for d in passed.recurrences for r in d for w in r.weights[:2] if w is not None)
+        rows = self._drawn(steps, T / 2 * B * weights)
+        samples = max(1, min(B, int(self.work / (len(rows) * T / 2 * weights))))
+        if samples < B:
+            passed, outside = _first(passed, outside, samples)
+            steps = _loss_steps([v for layer in outside for d in layer for v in d], T)
+            rows = [t for t in rows if t in set(steps)]
+            if not rows:
+                raise NoFlowError(f"{run.title}: no gradient enters the first {samples} sequences of the batch")
+        told = [f"{len(rows)} of {len(steps)} loss steps"] * (len(rows) < len(steps))
+        told += [f"{samples} of {B} sequences"] * (samples < B)
+        return passed.maps(outside, rows=rows), " and ".join(told) or None, len(steps)
+
+    def _steps(self, run: StepRun) -> tuple[GradientFlow, str | None, int]:
+        run.check()
+        T = run.recurrence.output.shape[0]
+        outputs = [[v for v in step if v is not None] for step in run.entering.outputs or [()] * T]
+        inside = [t for t in range(T) if any(bool(v.any()) for v in outputs[t])]
+        steps = sorted({*inside, *_loss_steps(run.entering.direct, T)})
+        # A step is run again and differentiated by autograd; its cost is told by its parameters and its batch.
+        size = sum(v.numel() for v in run.recurrence.parameters.values())
+        rows = self._drawn(steps, T / 2 * size * max(1, run.recurrence.output[0].numel() // 64))
+        maps = run.recurrence.send_back(run.entering.at(rows))
+        told = f"{len(rows)} of {len(steps)} loss steps" if len(rows) < len(steps) else None
+        return GradientFlow(maps, run.recurrence.kind), told, len(steps)
+
+    def _drawn(self, steps: Sequence[int], each: float) -> list[int]:
+        """Loss steps to follow, at `each` multiplications a step: all, or some, spread evenly from the first to the
+        last, which looks back farthest."""
+        n = max(min(LEAST, len(steps)), min(len(steps), int(self.work / max(each, 1.0))))
+        if n == len(steps):
+            return list(steps)
+        return sorted({steps[round(k * (len(steps) - 1) / max(1, n - 1))] for k in range(n)} | {steps[-1]})
+
+
+def _loss_steps(entering: Sequence[Tensor | None], T: int) -> list[int]:
+    enters = torch.zeros(T, dtype=torch.bool)
+    for v in entering:
+        if v is not None:
+            enters |= (v != 0).flatten(1).any(1).cpu()
+    return enters.nonzero().flatten().tolist()
+
+
+def _first(passed: PassedStack, outside: Outside, n: int) -> tuple[PassedStack, Outside]:
+    """The same stack over the first n sequences of the batch."""
+    stack: list[list[Recurrence]] = [[first_samples(r, n) for r in directions] for directions in passed.recurrences]
+    masks = None if passed.masks is None else [None if m is None else m[:, :n] for m in passed.masks]
+    some = [[[None if v is None else v[:, :n] for v in d] for d in layer] for layer in outside]
+    return replace(passed, recurrences=stack, masks=masks), some

@@ -1,0 +1,99 @@
+"""From one captured training step to what a record keeps of it: norms, and the gradient through each recurrence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from throughtime.diagnosis.following import LEAST, Follower
+from throughtime.diagnosis.history import Seen
+from throughtime.errors import FlowError
+from throughtime.flow import Capture, Captured, StepRecurrence
+from throughtime.flow.capture_sample import sample, work_of
+
+WORK = 1e9  # multiplications that measuring one stack of recurrences may take: some tenths of a second on one core
+MOST = 16  # recurrences that are measured in one step; one that has more is told of
+
+
+def gradient_norms(model: nn.Module) -> dict[str, float]:
+    """||g|| of every parameter that has a gradient, by name."""
+    return {name: _norm(p.grad) for name, p in model.named_parameters() if p.grad is not None}
+
+
+def _norm(g: Tensor) -> float:
+    g = g.detach()
+    g = g.coalesce().values() if g.is_sparse else g
+    return float(torch.linalg.vector_norm(g, dtype=torch.float64 if g.dtype == torch.float64 else torch.float32))
+
+
+def chosen(found: Capture) -> tuple[list[list[Captured]], list[str]]:
+    """The recurrences of a capture worth measuring, those of one stack together, and what is to be said of the rest.
+
+    Calls that no gradient came back to are left out, unless the module has no others: they belong to a forward pass
+    that was made for its values only. Of several runs of one module the longest is taken.
+    """
+    stacks: dict[int, list[Captured]] = {}
+    for one in found.recurrences:
+        stacks.setdefault(id(one._run), []).append(one)
+    by_name: dict[str, list[list[Captured]]] = {}
+    for stack in stacks.values():
+        by_name.setdefault(stack[0].name, []).append(stack)
+    kept, notes = [], []
+    for name, those in by_name.items():
+        reached = [s for s in those if any(call.reached for call in s[0]._run.calls)]
+        kept.append(max(reached or those, key=lambda s: work_of(s[0])[0]))
+        if len(reached) > 1:
+            notes.append(f"{name} ran {len(reached)} times in this step; the longest run was measured")
+    if len(kept) > MOST:
+        notes.append(f"{len(kept)} modules ran as recurrences in this step; the first {MOST} were measured")
+    return kept[:MOST], notes
+
+
+def observe(stacks: Sequence[Sequence[Captured]], turn: int = 0, work: float = WORK) -> Iterator[Seen]:
+    """Measures what was `chosen`, each stack with about `work` multiplications: fewer sequences of the batch, and fewer
+    loss steps, where the whole is too large. `turn` is the number of the measurement: other sequences each time."""
+    for stack in stacks:
+        some, of = sampled(stack, turn, work)
+        follower = Follower(work)
+        for captured in some:
+            yield _seen(captured, follower, of)
+
+
+def sampled(stack: Sequence[Captured], turn: int, work: float) -> tuple[list[Captured], str | None]:
+    """The stack over as many sequences as `work` multiplications allow, 2 at least; and which part that is, in words,
+    None for all."""
+    T, B, weights = work_of(stack[0])
+    n = max(2, int(work / (min(LEAST, T) * max(T / 2, 1) * weights)))
+    if n >= B:
+        return sample(stack, None), None
+    index = ((torch.arange(n) * B) // n + turn) % B
+    return sample(stack, index.sort().values), f"{n} of {B} sequences"
+
+
+def _seen(captured: Captured, follower: Follower, of: str | None) -> Seen:
+    where = Seen(
+        captured.name, "", captured.layer, captured.reverse, len(captured.calls), carried=captured.carried, estimated=of
+    )
+    try:
+        recurrence = captured.recurrence
+        cell = recurrence.kind if isinstance(recurrence, StepRecurrence) else recurrence.cell.name
+        where = replace(where, cell=cell, steps=recurrence.output.shape[0])
+        flow, kind, _ = follower.flow(captured)
+        profile, horizon, half_life = flow.profile(), flow.horizon(), flow.half_life()
+    except FlowError as error:
+        return replace(where, problem=str(error))
+    except Exception as error:  # ours, not the user's: it must not end the training
+        return replace(where, problem=f"it could not be measured ({type(error).__name__}: {error})")
+    lags = _some_lags(len(profile))
+    told = " and ".join(v for v in (kind, of) if v)
+    sizes = tuple(float(profile[d]) for d in lags)
+    return replace(where, horizon=horizon, half_life=half_life, lags=lags, sizes=sizes, estimated=told or None)
+
+
+def _some_lags(n: int) -> tuple[int, ...]:
+    """0, 1, 2, 3, 4, 6, 8, 12, 16, ... and the last: two to each doubling."""
+    several = {d for i in range(20) for d in (2**i, 3 * 2**i // 2)}
+    return tuple(sorted(d for d in {0, *several, n - 1} if d < n))

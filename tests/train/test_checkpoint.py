@@ -17,11 +17,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from throughtime import files as files_module
 from throughtime.errors import CheckpointError, ConfigError, ThroughtimeError
+from throughtime.files import WriteError
 from throughtime.train import LMConfig, load, resume, train
-from throughtime.train import files as files_module
 from throughtime.train.checkpoint import find, save, steps_in
-from throughtime.train.files import WriteError
 
 Tiny = Callable[..., LMConfig]
 

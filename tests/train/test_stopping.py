@@ -111,7 +111,8 @@ def test_a_kill_in_the_middle_of_a_save_loses_nothing_but_the_last_steps(tiny: T
     config = tiny(dropout=0.2, valid_fraction=0.0)
     program = f"""
 import os
-from throughtime.train import LMConfig, files, train
+from throughtime import files
+from throughtime.train import LMConfig, train
 sync = os.fsync
 def fsync(handle):
     sync(handle)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from throughtime.errors import CheckpointError
-from throughtime.train.files import remove_tree, to_json, write_directory, writing
+from throughtime.files import remove_tree, to_json, write_directory, writing
 from throughtime.train.rundir import FORMAT
 
 WEIGHTS, RESUME, META = "model.safetensors", "resume.pt", "meta.json"

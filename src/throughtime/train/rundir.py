@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from throughtime.errors import CheckpointError, ConfigError, DataError
+from throughtime.files import remove_leftovers, write_json, writing
 from throughtime.train.config import LMConfig
 from throughtime.train.data import TextData, Vocabulary
-from throughtime.train.files import remove_leftovers, write_json, writing
 
 FORMAT = 1
 """Version of the files of a run; another one is refused."""

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from throughtime.errors import CheckpointError
-from throughtime.train.files import write_file, writing
+from throughtime.files import write_file, writing
 
 
 @dataclass(frozen=True)

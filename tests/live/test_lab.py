@@ -31,6 +31,18 @@ def test_the_radius_is_what_the_slider_says(name):
     assert max(math.hypot(*e) for e in told["eigenvalues"]["U"]) == pytest.approx(0.7)
 
 
+def test_the_matrix_is_drawn_as_asked():
+    for matrix in ("orthogonal", "identity"):
+        U = network(Setting(cell="rnn", units=7, radius=0.9, matrix=matrix))[0].weight_hh_l0.detach()
+        torch.testing.assert_close(U @ U.T, 0.81 * torch.eye(7, dtype=U.dtype))
+    assert torch.equal(U, 0.9 * torch.eye(7, dtype=U.dtype))
+
+
+def test_the_truncated_gradient_runs_along_the_carousel_only():
+    told = measure(Setting(cell="lstm-1997", rule="truncated", steps=30))
+    assert told["flow"]["c"]["profile"] == pytest.approx([1] * 30)
+
+
 def test_which_gate_keeps():
     kept = {name: keeping_gates(cells.by_name(name)) for name in cells.NAMES}
     assert kept["lstm"] == kept["lstm-peephole"] == ["f"]
@@ -68,7 +80,8 @@ def test_words_from_a_page():
         ({"radius": "nan"}, "radius must lie in"),
         ({"cell": "nope"}, "unknown cell"),
         ({"color": "red"}, "no setting 'color'"),
-        ({"loss": "first"}, "loss must be"),
+        ({"loss": "first"}, "loss must be one of last, every"),
+        ({"matrix": "dense"}, "matrix must be one of"),
     ]:
         with pytest.raises(Exception, match=part) as caught:
             Setting.read(words)

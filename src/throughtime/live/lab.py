@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -16,14 +15,19 @@ from throughtime.cells import Cell
 from throughtime.errors import ConfigError, FlowError
 from throughtime.flow.anatomy import anatomy, tape_values
 from throughtime.flow.bound import largest_slope, recurrent_matrices
-from throughtime.flow.gradient_flow import GradientFlow
 from throughtime.flow.measure import gradient_flow, recurrences
 from throughtime.flow.recurrence import Recurrence
 from throughtime.flow.tangent import Tangent
+from throughtime.live.drawn import flow, picture
 from throughtime.nn import Recurrent
 
 INPUTS = 4  # channels of the noise that the network hears
-SMALLEST = -12.0  # the map is drawn down to 10 to this power
+CHOICES = {"matrix": ("gaussian", "orthogonal", "identity"), "loss": ("last", "every"), "rule": ("full", "truncated")}
+LIMITS = {"units": (1, 48), "steps": (2, 160), "radius": (0, 3), "forget": (-8, 8), "input": (0, 4),
+          "seed": (0, 999_999)}  # fmt: skip
+
+# A cell's equations are turned into a tape once; the lab asks for the same few again and again.
+_cell = lru_cache(cells.by_name)
 
 
 @dataclass(frozen=True)
@@ -31,29 +35,31 @@ class Setting:
     """A network and what it hears; each field within its limits, or ConfigError.
 
     cell: one of `throughtime.cells.NAMES`.          units: H, 1..48.        steps: T, 2..160.
-    radius: the spectral radius of every block of U, 0..3.
+    matrix: "gaussian", "orthogonal" or "identity", how each block of U is drawn.
+    radius: its spectral radius, 0..3.
     forget: added to the net input of the gate that keeps the memory, -8..8, where the cell has one.
     input:  the deviation of W x_t, 0..4.             loss: "last", at step T-1 alone, or "every".
+    rule: "full", back-propagation through time, or "truncated", the gradient of 1997, along the carousel only.
     seed:   of the weights and the inputs; two cells with one seed hear the same.
     """
 
     cell: str = "lstm"
     units: int = 16
     steps: int = 60
+    matrix: str = "gaussian"
     radius: float = 1.0
     forget: float = 1.0
     input: float = 0.5
-    loss: str = "last"
+    loss: str = "every"
+    rule: str = "full"
     seed: int = 0
 
-    LIMITS = {"units": (1, 48), "steps": (2, 160), "radius": (0, 3), "forget": (-8, 8), "input": (0, 4),
-              "seed": (0, 999_999)}  # fmt: skip
-
     def __post_init__(self) -> None:
-        cells.by_name(self.cell)
-        if self.loss not in ("last", "every"):
-            raise ConfigError(f'loss must be "last" or "every"; came {self.loss!r}')
-        for name, (low, high) in self.LIMITS.items():
+        _cell(self.cell)
+        for name, words in CHOICES.items():
+            if getattr(self, name) not in words:
+                raise ConfigError(f"{name} must be one of {', '.join(words)}; came {getattr(self, name)!r}")
+        for name, (low, high) in LIMITS.items():
             if not low <= getattr(self, name) <= high:
                 raise ConfigError(f"{name} must lie in {low}..{high}; came {getattr(self, name)}")
 
@@ -65,7 +71,7 @@ class Setting:
         for name, word in query.items():
             if name not in known:
                 raise ConfigError(f"there is no setting {name!r}; there are {', '.join(known)}")
-            kind = type(known[name].default)
+            kind: Any = type(known[name].default)
             try:
                 given[name] = kind(word)
             except ValueError:
@@ -75,24 +81,32 @@ class Setting:
 
 def network(setting: Setting) -> tuple[Recurrent, Tensor]:
     """The layer and its input [T, 1, D], float64."""
-    cell, H = cells.by_name(setting.cell), setting.units
+    cell, H = _cell(setting.cell), setting.units
     g = torch.Generator().manual_seed(setting.seed)
     x = torch.randn(160, 1, INPUTS, generator=g, dtype=torch.float64)[: setting.steps]
-    layer = Recurrent(cell, INPUTS, H, dtype=torch.float64)
+    layer = Recurrent(cell, INPUTS, H, truncated=setting.rule == "truncated", dtype=torch.float64)
     with torch.no_grad():
         for name, p in layer.named_parameters():
             if name.startswith("weight_ih"):
                 p.copy_(torch.randn(p.shape, generator=g, dtype=p.dtype) * setting.input / INPUTS**0.5)
             elif name.startswith("weight_hh"):
                 for block in p.split(H):
-                    block.copy_(torch.randn(H, H, generator=g, dtype=p.dtype))
-                    block.mul_(setting.radius / torch.linalg.eigvals(block).abs().max().clamp_min(1e-300))
+                    block.copy_(_matrix(setting, g))
             else:
                 p.zero_()
         for gate in keeping_gates(cell):
             k = list(cell.gates).index(gate)
-            layer.bias_ih_l0[k * H : (k + 1) * H] = setting.forget
+            layer.get_parameter("bias_ih_l0")[k * H : (k + 1) * H] = setting.forget
     return layer.eval(), x
+
+
+def _matrix(setting: Setting, g: torch.Generator) -> Tensor:
+    drawn = torch.randn(setting.units, setting.units, generator=g, dtype=torch.float64)
+    if setting.matrix == "gaussian":
+        return drawn * (setting.radius / torch.linalg.eigvals(drawn).abs().max())
+    return setting.radius * (
+        torch.linalg.qr(drawn)[0] if setting.matrix == "orthogonal" else torch.eye(len(drawn)).to(drawn)
+    )
 
 
 def keeping_gates(cell: Cell) -> list[str]:
@@ -116,7 +130,7 @@ def measure(setting: Setting) -> dict[str, Any]:
     found["matrices"] = [vars(m) for m in recurrent_matrices(recurrence)]
     found["eigenvalues"] = {"U": _eigenvalues_of_U(recurrence)}
     try:
-        found["flow"] = _flow(gradient_flow(layer, x, out))
+        found["flow"] = flow(gradient_flow(layer, x, out))
         found["eigenvalues"]["J"] = _complex(torch.linalg.eigvals(Tangent(recurrence).jacobian(setting.steps - 1)[0]))
     except FlowError as error:  # a state or a gradient beyond float64: that is what the lab is to show
         found["trouble"] = str(error)
@@ -126,26 +140,12 @@ def measure(setting: Setting) -> dict[str, Any]:
     found["states"] = {}
     for name, s in zip(layer.cell.states, recurrence.sequences, strict=True):
         largest = max(1.0, s.nan_to_num(0, 0, 0).abs().max().item())
-        found["states"][name] = _picture(s[:, 0], -largest, largest)
+        found["states"][name] = picture(s[:, 0], -largest, largest)
     found["gates"] = {}
     if all(s.isfinite().all() for s in recurrence.sequences):
         values = tape_values(recurrence)
-        found["gates"] = {n: _picture(values[k][:, 0], 0, 1) for n, k in anatomy(layer.cell).gates.items()}
+        found["gates"] = {n: picture(values[k][:, 0], 0, 1) for n, k in anatomy(layer.cell).gates.items()}
     return found
-
-
-def _flow(flow: GradientFlow) -> dict[str, Any]:
-    told = {}
-    for name, sizes in flow.maps.items():
-        if not sizes.any():
-            continue
-        horizon, half = flow.horizon(name), flow.half_life(name)
-        told[name] = {
-            "profile": flow.profile(name).tolist(), "horizon": horizon.steps, "at_least": horizon.at_least,
-            "half_life": half if math.isfinite(half) else None,
-            "largest": sizes.max().item(), "map": _picture((sizes / sizes.max()).log10(), SMALLEST, 0),
-        }  # fmt: skip
-    return told
 
 
 def _eigenvalues_of_U(r: Recurrence) -> list[list[float]]:
@@ -158,10 +158,3 @@ def _eigenvalues_of_U(r: Recurrence) -> list[list[float]]:
 
 def _complex(values: Tensor) -> list[list[float]]:
     return torch.view_as_real(values).tolist()
-
-
-def _picture(v: Tensor, low: float, high: float) -> dict[str, Any]:
-    """A matrix as one byte a value, from 0 at `low` to 255 at `high`; what is not a number is 0."""
-    scaled = ((v.nan_to_num(low, high, low).clamp(low, high) - low) / (high - low) * 255).round().to(torch.uint8)
-    data = base64.b64encode(scaled.contiguous().numpy().tobytes()).decode()
-    return {"rows": v.shape[0], "columns": v.shape[1], "low": low, "high": high, "data": data}

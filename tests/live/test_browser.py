@@ -1,0 +1,137 @@
+"""The lab and the live view in a real browser: nothing fails, nothing is fetched from elsewhere, axe finds no fault."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from throughtime.live.app import serve
+from throughtime.live.server import Server
+from throughtime.live.statements import STATEMENTS
+
+playwright = pytest.importorskip("playwright.sync_api", reason="the extra `browser` is not installed")
+axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="the extra `browser` is not installed")
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine"),
+]
+SIZES = [(1280, "light"), (390, "dark")]
+
+
+class Tab:
+    """A page, with what it complained of and what it asked for."""
+
+    def __init__(self, page: Any, server: Server) -> None:
+        self.page, self.server = page, server
+        self.complaints: list[str] = []
+        page.on("console", lambda m: self.complaints.append(m.text) if m.type in ("error", "warning") else None)
+        page.on("pageerror", lambda e: self.complaints.append(str(e)))
+        page.on(
+            "request", lambda r: r.url.startswith((server.address, "data:", "blob:")) or self.complaints.append(r.url)
+        )
+
+    def check(self) -> None:
+        assert self.complaints == []
+        assert self.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        found = axe.Axe().run(self.page).response["violations"]
+        assert [
+            (v["id"], v["impact"], v["nodes"][0]["html"]) for v in found if v["impact"] in ("serious", "critical")
+        ] == []
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as p:
+        started = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield started
+        started.close()
+
+
+@pytest.fixture(params=SIZES, ids=lambda s: f"{s[1]}-{s[0]}")
+def tab(request: pytest.FixtureRequest, browser: Any, tmp_path: Path) -> Iterator[Tab]:
+    with serve(runs=tmp_path) as server:
+        width, scheme = request.param
+        # A context of its own: axe looks into the page with the page's content policy set aside.
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, bypass_csp=True)
+        yield Tab(context.new_page(), server)
+        context.close()
+
+
+def answered(page: Any, more: int = 1) -> None:
+    before = int(page.evaluate("document.documentElement.dataset.answered ?? 0"))
+    page.wait_for_function(f"Number(document.documentElement.dataset.answered ?? 0) >= {before + more}", timeout=20_000)
+
+
+def test_the_lab(tab: Tab) -> None:
+    page = tab.page
+    page.goto(tab.server.address + "lab")
+    page.wait_for_function("document.documentElement.dataset.answered", timeout=20_000)
+    assert "steps at 1" in page.inner_text("#told-a") and "steps at 1" in page.inner_text("#told-b")
+    reach = page.inner_text("#told-a")
+    page.locator("input[name=forget]").evaluate(
+        "e => { e.value = 6; e.dispatchEvent(new Event('input', {bubbles: true})); }"
+    )
+    answered(page, 0)
+    page.wait_for_function(f"document.getElementById('told-a').innerText !== {json.dumps(reach)}", timeout=20_000)
+    page.select_option("select[name=cell-b]", "")
+    page.wait_for_function("document.getElementById('cell-box-b').hidden", timeout=20_000)
+    tab.check()
+
+
+def test_every_statement_can_be_shown(tab: Tab) -> None:
+    page = tab.page
+    page.goto(tab.server.address + "lab")
+    page.wait_for_function("document.documentElement.dataset.answered", timeout=20_000)
+    buttons = page.locator("[data-set]")
+    assert buttons.count() == sum(s.where == "network" for s in STATEMENTS)
+    for i in range(buttons.count()):
+        buttons.nth(i).click()
+        page.wait_for_function(
+            "n => document.querySelectorAll('[data-set]')[n].getAttribute('aria-pressed') === 'true'", arg=i
+        )
+        page.wait_for_timeout(30)
+        assert page.locator("#heats-a figure").count() >= 2
+    tab.check()
+
+
+def test_the_memory_cell_and_the_cliff(tab: Tab) -> None:
+    page = tab.page
+    page.goto(tab.server.address + "lab")
+    page.wait_for_selector("#memory svg")
+    for name in ("store", "read-only", "refresh"):
+        page.get_by_role("button", name=name, exact=True).click()
+        page.wait_for_function(f"document.getElementById('regime').innerText.startsWith('{name}')", timeout=20_000)
+    page.wait_for_selector("#cliff image")
+    told = page.inner_text("#cliff-told")
+    page.locator("#cliff").click(position={"x": 200, "y": 150})
+    page.wait_for_function(f"document.getElementById('cliff-told').innerText !== {json.dumps(told)}", timeout=20_000)
+    tab.check()
+
+
+def test_runs_as_they_go(tab: Tab, tmp_path: Path) -> None:
+    page = tab.page
+    page.goto(tab.server.address)
+    page.wait_for_function("!document.getElementById('empty').hidden", timeout=20_000)
+    hostile = tmp_path / '<img src=x onerror=alert(1)>"&'
+    hostile.mkdir()
+    (hostile / "config.json").write_text(json.dumps({"config": {"steps": 50}}))
+    log = (hostile / "log.jsonl").open("w", buffering=1)
+    for step in range(1, 51):
+        log.write(json.dumps({"step": step, "loss": 3 / step, "grad_norm": float("nan") if step == 9 else 1.0}) + "\n")
+        time.sleep(0.01)
+    log.close()
+    page.wait_for_function("document.querySelector('#runs td')?.innerText === 'finished'", timeout=20_000)
+    assert page.inner_text("#runs th").strip() == hostile.name
+    assert "the gradient norm is NaN" in page.inner_text("#alarms")
+    page.wait_for_selector("#loss svg path.curve")
+    tab.check()
+    (hostile / "log.jsonl").write_text(json.dumps({"step": 1, "loss": 1.0}) + "\n")
+    page.wait_for_function("document.querySelectorAll('#runs td')[1]?.innerText.startsWith('1 of')", timeout=20_000)

@@ -1,6 +1,8 @@
 # Two commands do all the set-up: `make demo` and `make test`. Each makes .venv on first use.
 PYTHON ?= python3
 BIN := .venv/bin
+# Two tests at a time, each with one thread: many small networks gain nothing from more.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .PHONY: demo test test-all lint clean
 
@@ -8,10 +10,10 @@ demo: .venv/run
 	$(BIN)/throughtime demo
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: .venv/dev
 	$(BIN)/ruff check .

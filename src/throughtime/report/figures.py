@@ -27,14 +27,14 @@ def frames(page: Page, packed: Sequence[dict[str, PackedMap]]) -> str:
                 "How far the gradient reaches",
                 (
                     "Each line runs from the loss, at lag 0, back to a horizon; where a model&rsquo;s line ends "
-                    "short of the text&rsquo;s, what lies beyond is hardly learned. The tick on a line is its "
+                    "short of what is asked for, what lies beyond is hardly learned. The tick on a line is its "
                     "half-life."
                 ),
             )
         )
     if any(m.profile for m in page.models):
         below = (
-            " Below: how much the text depends on itself at the same lag; inside the shade it is chance."
+            " Below: how much the target depends on the input at the same lag; inside the shade it is chance."
             if page.dependence is not None and page.dependence.lags
             else ""
         )
@@ -57,6 +57,30 @@ def frames(page: Page, packed: Sequence[dict[str, PackedMap]]) -> str:
                     "A row is one loss, a column one step of the past, the diagonal the present; colour is the size "
                     "of the gradient between the two and fades into the page where it vanishes. The dashed line is "
                     "the horizon."
+                ),
+            )
+        )
+    if any(m.reading is not None for m in page.models):
+        parts.append(
+            (
+                "reading",
+                "The text itself",
+                (
+                    "Point at a character, or step with the arrow keys: the shade under the text before it is the "
+                    "gradient that its loss sends to each earlier one, over four powers of ten. Under &ldquo;held by "
+                    "the gates&rdquo; the shade is how much of what was written then the memory still holds."
+                ),
+            )
+        )
+    if any(m.gates is not None for m in page.models):
+        parts.append(
+            (
+                "gates",
+                "How the gates stand",
+                (
+                    "How often each gate has which value, from shut at 0 to open at 1: piled up at an end it is "
+                    "saturated and learns no more. Below, a column is a unit, a row one of the eight regimes of its "
+                    "gates, and colour the share of time spent in it."
                 ),
             )
         )

@@ -6,7 +6,7 @@ import math
 
 from throughtime.flow import Horizon
 from throughtime.report.text import escape, visible_html
-from throughtime.report.view import ModelView, Page
+from throughtime.report.view import ModelView, Page, TableView
 
 
 def accent(index: int) -> str:
@@ -50,13 +50,16 @@ def _half_life(model: ModelView) -> str:
 def headline(page: Page) -> str:
     """The table of headline numbers: what the text asks for, and what each model reaches."""
     use = any(model.use is not None for model in page.models)
-    head = ["", "Gradient horizon", "Half-life", *(["In use"] if use else []), "Validation"]
-    units = ["", "steps", "steps", *(["steps"] if use else []), f"bits per {escape(page.unit)}"]
+    loss = any(model.valid is not None for model in page.models)
+    head = ["", "Gradient horizon", "Half-life", *(["In use"] if use else []), *(["Validation"] if loss else [])]
+    per = f"bits per {escape(page.unit)}"
+    units = ["", "steps", "steps", *(["steps"] if use else []), *([per] if loss else [])]
     rows = []
     for index, model in enumerate(page.models):
         horizon = model.horizon.get(model.state) if model.state is not None else None
         state = f' <span class="state">{escape(model.state)}</span>' if model.state is not None else ""
-        cells = [steps(horizon), _half_life(model), *([steps(model.use)] if use else []), value(model.valid)]
+        cells = [steps(horizon), _half_life(model), *([steps(model.use)] if use else [])]
+        cells += [value(model.valid)] if loss else []
         name = f'<span class="name">{escape(model.name)}</span>{state}'
         rows.append(
             f'<tr class="{accent(index)}"><th scope="row">{name}</th>'
@@ -64,7 +67,7 @@ def headline(page: Page) -> str:
         )
     asks = "not measured" if page.data_horizon is None else "the farthest lag with dependence beyond chance"
     asked = (
-        f'<tr class="text"><th scope="row">The text asks for</th><td>{steps(page.data_horizon)}</td>'
+        f'<tr class="text"><th scope="row">{escape(page.asks)} asks for</th><td>{steps(page.data_horizon)}</td>'
         f'<td colspan="{len(head) - 2}" class="aside">data horizon: {asks}</td></tr>'
     )
     columns = "".join(
@@ -75,6 +78,37 @@ def headline(page: Page) -> str:
         f'<table class="numbers{" wide" if use else ""}">'
         '<caption class="hidden">Headline numbers</caption>'
         f"<thead><tr>{columns}</tr></thead><tbody>{asked}{''.join(rows)}</tbody></table>"
+    )
+
+
+def findings(page: Page) -> str:
+    """What was found, by importance: the number, what it means, what to do."""
+    items = "".join(
+        f'<li class="{f.severity if f.severity in ("error", "warning") else "plain"}">'
+        f'<p class="where"><b>{escape(f.severity)}</b> {escape(f.where)}</p><h3>{escape(f.what)}</h3>'
+        f"<p>{escape(f.means)}</p>{f'<p><b>Do:</b> {escape(f.do)}</p>' if f.do else ''}</li>"
+        for f in page.findings
+    )
+    return f'<section><h2>What was found</h2><ol class="findings">{items}</ol></section>' if items else ""
+
+
+def tables(page: Page) -> str:
+    """The tables that a page was given."""
+    return "".join(_table(t) for t in page.tables)
+
+
+def _table(t: TableView) -> str:
+    head = "".join(f'<th scope="col">{escape(h)}</th>' for h in t.head)
+    rows = "".join(
+        f'<tr><th scope="row">{escape(row[0])}</th>{"".join(f"<td>{escape(v)}</td>" for v in row[1:])}</tr>'
+        for row in t.rows
+    )
+    code = f'<pre class="equations" tabindex="0">{escape(t.code)}</pre>' if t.code else ""
+    caption = f'<p class="caption">{escape(t.caption)}</p>' if t.caption else ""
+    return (
+        f"<section><h2>{escape(t.title)}</h2>"
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(t.title)}"><table class="plaintable">'
+        f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>{caption}{code}</section>"
     )
 
 

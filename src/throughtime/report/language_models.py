@@ -24,7 +24,7 @@ def model_view(
         name,
         flow.cell,
         equations=model.recurrent.cell.equations,
-        history=[(r.step, r.bits, r.valid) for r in result.history],
+        history=[(r.step, r.loss, r.valid) for r in result.history],
         profile={of: flow.profile(of) for of in flow.maps},
         maps=flow.maps,
         horizon={of: flow.horizon(of) for of in flow.maps},

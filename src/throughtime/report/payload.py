@@ -9,7 +9,7 @@ from typing import Any
 from throughtime.flow import Horizon
 from throughtime.report.pack import PackedMap, colour_range, pack, plan
 from throughtime.report.text import visible
-from throughtime.report.view import STATE_NAMES, ModelView, Page
+from throughtime.report.view import STATE_NAMES, GatesView, ModelView, Page, ReadingView
 
 POINTS = 1500
 """Points drawn per curve of the loss; a longer history is averaged in equal runs."""
@@ -58,6 +58,28 @@ def _history(model: ModelView) -> dict[str, Any]:
     }
 
 
+def _gates(gates: GatesView | None) -> dict[str, Any] | None:
+    if gates is None:
+        return None
+    return {
+        "histograms": {visible(n): [number(v) for v in shares] for n, shares in gates.histograms.items()},
+        "regimes": [visible(n) for n in gates.regimes],
+        "units": [[number(round(v, 3)) for v in row] for row in gates.units],
+    }
+
+
+def _reading(reading: ReadingView | None) -> dict[str, Any] | None:
+    if reading is None:
+        return None
+    return {
+        "symbols": [visible(s) for s in reading.symbols],
+        "bits": [number(v) for v in reading.bits],
+        "map": _map(pack(reading.map, 8)),
+        "kept": None if reading.kept is None else _map(pack(reading.kept, 8)),
+        "gates": {visible(n): [number(round(v, 3)) for v in values] for n, values in reading.gates.items()},
+    }
+
+
 def _map(packed: PackedMap) -> dict[str, Any]:
     return {
         "size": packed.size,
@@ -93,6 +115,7 @@ def payload(page: Page, packed: Sequence[dict[str, PackedMap]]) -> dict[str, Any
         "window": page.window,
         "fraction": page.fraction,
         "unit": visible(page.unit),
+        "asks": visible(page.asks),
         "dataHorizon": reach(page.data_horizon),
         "stateNames": {visible(s): visible(STATE_NAMES.get(s, s)) for s in ordered(states)},
         "floors": [{"name": visible(name), "bits": number(value)} for name, value in page.floors.items()],
@@ -102,6 +125,8 @@ def payload(page: Page, packed: Sequence[dict[str, PackedMap]]) -> dict[str, Any
             "lags": [number(v) for v in dependence.lags],
             "bits": [number(v) for v in dependence.bits],
             "baseline": [number(v) for v in dependence.baseline],
+            "unit": visible(dependence.unit),
+            "what": visible(dependence.what),
         },
         "colour": {"low": low, "high": high},
         "models": [
@@ -114,6 +139,8 @@ def payload(page: Page, packed: Sequence[dict[str, PackedMap]]) -> dict[str, Any
                 "profile": {visible(s): [number(v) for v in p] for s, p in model.profile.items()},
                 "maps": {visible(s): _map(p) for s, p in maps.items()},
                 "history": _history(model),
+                "gates": _gates(model.gates),
+                "reading": _reading(model.reading),
             }
             for model, maps in zip(page.models, packed, strict=True)
         ],

@@ -55,16 +55,84 @@ class SampleView:
 
 
 @dataclass(frozen=True)
-class DependenceView:
-    """How much the text depends on itself at each lag: mutual information against chance.
+class FindingView:
+    """One finding: how bad ("error", "warning", "note"), where, what was found, what it means and what to do."""
 
-    `bits[i]` is the mutual information in bits at `lags[i]`; `baseline[i]` is what shuffled text gives there.
+    severity: str
+    where: str
+    what: str
+    means: str
+    do: str = ""
+
+
+@dataclass(frozen=True)
+class TableView:
+    """A table with a heading and a line that says how to read it; `code`, where there is some, stands below."""
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str = ""
+    code: str = ""
+
+
+@dataclass(frozen=True)
+class GatesView:
+    """The gates of a recurrence: the share of values in equal bins from 0 to 1, by gate; and for each unit the share
+    of time in each regime, [H, 8], with the regimes' names. Raises ShapeError where they do not fit."""
+
+    histograms: Mapping[str, Sequence[float]]
+    regimes: Sequence[str] = ()
+    units: Sequence[Sequence[float]] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "histograms", {n: numbers(v, f"gate {n!r}") for n, v in self.histograms.items()})
+        object.__setattr__(self, "units", tuple(numbers(row, "the regimes of a unit") for row in self.units))
+        if any(len(row) != len(self.regimes) for row in self.units):
+            raise ShapeError(f"each unit has a share for each of {len(self.regimes)} regimes; some have another number")
+
+
+@dataclass(frozen=True)
+class ReadingView:
+    """A text as a model reads it, T + 1 symbols: at step t it has read symbols 0..t and is to tell symbol t + 1.
+
+    `bits[t]` is what symbol t + 1 cost; `map[t][k]` the size of the gradient that this loss sends to the state when
+    symbol k was read; `kept[t][k]`, for a cell with a memory, how much of what was written at k its gates still hold at
+    t; `gates[name][t]` the mean of a gate over units. Raises ShapeError where they do not fit.
+    """
+
+    symbols: Sequence[str]
+    bits: Sequence[float]
+    map: Any
+    kept: Any = None
+    gates: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bits", numbers(self.bits, "a reading, bits"))
+        object.__setattr__(self, "map", matrix(self.map, "a reading, map"))
+        if self.kept is not None:
+            object.__setattr__(self, "kept", matrix(self.kept, "a reading, kept"))
+        object.__setattr__(self, "gates", {n: numbers(v, f"a reading, gate {n}") for n, v in self.gates.items()})
+        T = len(self.symbols) - 1
+        lengths = {len(self.bits), len(self.map), *map(len, self.gates.values())}
+        if lengths != {T} or (self.kept is not None and len(self.kept) != T):
+            raise ShapeError(f"a reading of {T + 1} symbols has {T} of all else; came {sorted(lengths)}")
+
+
+@dataclass(frozen=True)
+class DependenceView:
+    """How much the target depends on the input at each lag, against chance.
+
+    `bits[i]` is the dependence at `lags[i]`, in `unit`; `baseline[i]` what shuffled data give there. `what`
+    names it.
     Raises ShapeError if the three differ in length.
     """
 
     lags: Sequence[int]
     bits: Sequence[float]
     baseline: Sequence[float]
+    unit: str = "bits"
+    what: str = "mutual information of two places in the text"
 
     def __post_init__(self) -> None:
         for name in ("lags", "bits", "baseline"):
@@ -98,6 +166,8 @@ class ModelView:
     sample: SampleView | None = None
     use: Any = None
     valid: float | None = None
+    gates: GatesView | None = None
+    reading: ReadingView | None = None
 
     def __post_init__(self) -> None:
         def put(name: str, value: object) -> None:
@@ -139,7 +209,8 @@ class ModelView:
 class Page:
     """Everything on a page: the verdict, what the text asks for, and two or more models (one will do).
 
-    `window` is T, the steps trained through; `data_horizon` the largest lag with dependence beyond chance, in
+    `findings` and `tables` are shown as they are; `asks` names what the models are to learn from. `window` is T,
+    the steps trained through; `data_horizon` the largest lag with dependence beyond chance, in
     steps; `floors` names reference lines of the loss in bits; `settings` becomes a table; `fraction` is the
     share of the lag-0 gradient that defines the horizon; `unit` is what one step reads. Raises ConfigError.
     """
@@ -155,6 +226,9 @@ class Page:
     fraction: float = 0.01
     unit: str = "character"
     dateline: str = ""
+    asks: str = "The text"
+    findings: Sequence[FindingView] = ()
+    tables: Sequence[TableView] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "models", tuple(self.models))

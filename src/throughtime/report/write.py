@@ -18,7 +18,18 @@ from throughtime.report.text import escape, script_json
 from throughtime.report.view import Page
 
 STYLES = ("page.css", "figures.css", "print.css")
-SCRIPTS = ("core.js", "scale.js", "chart.js", "horizons.js", "lags.js", "map.js", "loss.js", "boot.js")
+SCRIPTS = (
+    "core.js",
+    "scale.js",
+    "chart.js",
+    "horizons.js",
+    "lags.js",
+    "map.js",
+    "loss.js",
+    "gates.js",
+    "reading.js",
+    "boot.js",
+)
 
 
 def asset(name: str) -> str:
@@ -59,6 +70,8 @@ def render(page: Page) -> str:
             "numbers": html.headline(page),
             "figures": figures.frames(page, packed),
             "samples": html.samples(page),
+            "findings": html.findings(page),
+            "tables": html.tables(page),
             "method": html.method(page),
             "terms": _fill(asset("terms.html"), terms),
             "storage": figures.storage(packed),

@@ -3,7 +3,7 @@
 TT.figures.horizons = (stage) => {
   const { data } = TT;
   const rows = [];
-  if (data.dataHorizon) rows.push({ name: "The text", horizon: data.dataHorizon, tail: "asked for" });
+  if (data.dataHorizon) rows.push({ name: data.asks, horizon: data.dataHorizon, tail: "asked for" });
   data.models.forEach((model, index) => {
     const horizon = model.state === null ? null : model.horizon[model.state];
     if (horizon) rows.push({ index, name: model.name, horizon, half: TT.number(model.halfLife[model.state] ?? null), use: model.use });
@@ -52,7 +52,7 @@ TT.figures.horizons = (stage) => {
   }
 
   const csv = () => ["horizons.csv", [["what", "state", "horizon_steps", "at_least", "half_life_steps", "use_steps"],
-    ...(data.dataHorizon ? [["text", "", data.dataHorizon.steps, data.dataHorizon.atLeast, "", ""]] : []),
+    ...(data.dataHorizon ? [["data", "", data.dataHorizon.steps, data.dataHorizon.atLeast, "", ""]] : []),
     ...data.models.flatMap((model) => Object.entries(model.horizon).filter(([, h]) => h).map(([state, h]) =>
       [model.name, state, h.steps, h.atLeast, TT.number(model.halfLife[state] ?? null), model.use ? model.use.steps : ""])),
     ["training window", "", data.window, false, "", ""]]];

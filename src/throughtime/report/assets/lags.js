@@ -5,7 +5,7 @@ TT.figures.lags = (stage, tools) => {
   const models = data.models.map((model, index) => ({ ...model, index,
     profile: Object.fromEntries(Object.entries(model.profile).map(([s, p]) => [s, TT.numbers(p)])) }))
     .filter((model) => Object.keys(model.profile).length);
-  const text = data.dependence && { lags: TT.numbers(data.dependence.lags), bits: TT.numbers(data.dependence.bits), chance: TT.numbers(data.dependence.baseline) };
+  const text = data.dependence && { lags: TT.numbers(data.dependence.lags), bits: TT.numbers(data.dependence.bits), chance: TT.numbers(data.dependence.baseline), unit: data.dependence.unit, what: data.dependence.what };
   const states = TT.statesOf(models, "profile");
   const longest = Math.max(...models.flatMap((m) => Object.values(m.profile).map((p) => p.length))) - 1;
   const farthest = Math.max(longest, 1, ...(text ? text.lags : []));
@@ -27,7 +27,7 @@ TT.figures.lags = (stage, tools) => {
       const lag = lags[i];
       const entries = models.map((m) => ({ index: m.index, key: nameOf(m), text: TT.text(m.profile[stateOf(m)][lag]) }));
       const j = text ? text.lags.indexOf(lag) : -1;
-      if (text) entries.push({ key: "text", text: j < 0 ? "\u2014" : `${TT.text(text.bits[j])} bits, chance ${TT.text(text.chance[j])}` });
+      if (text) entries.push({ key: "data", text: j < 0 ? "\u2014" : `${TT.text(text.bits[j])} ${text.unit}, chance ${TT.text(text.chance[j])}` });
       layer.replaceChildren(TT.svg("line", { x1: x(lag), x2: x(lag), y1: marks.top, y2: marks.bottom }));
       for (const m of models) {
         const v = logOf(m.profile[stateOf(m)][lag] ?? NaN);
@@ -89,14 +89,14 @@ TT.figures.lags = (stage, tools) => {
   }
 
   function dependence(svg, left, right, top, height) {
-    svg.append(TT.yAxis(yText, left, right, TT.power, { gap: 26 }), TT.word(0, top - 12, "mutual information of two places in the text, bits", { class: "title halo" }));
+    svg.append(TT.yAxis(yText, left, right, TT.power, { gap: 26 }), TT.word(0, top - 12, `${text.what}, ${text.unit}`, { class: "title halo" }));
     const low = yText.domain[0], at = (v) => Number.isNaN(v) ? null : yText(TT.clamp(logOf(v), ...yText.domain));
     const chance = text.chance.map((v, i) => [x(text.lags[i]), at(v)]).filter(([, v]) => v !== null);
     if (chance.length) svg.append(TT.svg("path", { class: "chance", d: TT.line([[chance[0][0], yText(low)], ...chance, [chance[chance.length - 1][0], yText(low)]]) + "z" }));
     svg.append(TT.svg("path", { class: "curve ink", "stroke-width": 1.5, d: TT.line(text.bits.map((v, i) => [x(text.lags[i]), at(v)])) }));
     if (text.lags.length === 1) svg.append(TT.svg("path", { class: "mark ink", d: TT.mark(0, x(text.lags[0]), at(text.bits[0]) ?? 0, 4) }));
     const end = text.bits.length - 1;
-    const labels = [{ y: at(text.bits[end]) ?? top, name: "the text", kind: "strong" }, { y: Math.min((at(text.chance[end]) ?? yText(low)) + 9, yText(low)), name: "chance", kind: "" }];
+    const labels = [{ y: at(text.bits[end]) ?? top, name: data.asks.replace(/^The /, "the "), kind: "strong" }, { y: Math.min((at(text.chance[end]) ?? yText(low)) + 9, yText(low)), name: "chance", kind: "" }];
     const edge = x(text.lags[end]);
     for (const label of TT.spread(labels, 14, top, top + height)) svg.append(TT.word(edge + 8, label.y + 4, label.name, { class: `${label.kind} halo` }));
   }
@@ -114,7 +114,7 @@ TT.figures.lags = (stage, tools) => {
     const svg = TT.canvasSvg(width, bottom + 46);
     svg.append(TT.word(0, 14, "size of the gradient, relative to lag 0", { class: "title" }));
     if (data.dataHorizon && data.dataHorizon.steps <= farthest) {
-      const px = x(data.dataHorizon.steps), words = `the text asks for ${TT.reach(data.dataHorizon)}`;
+      const px = x(data.dataHorizon.steps), words = `${data.asks.replace(/^The /, "the ")} asks for ${TT.reach(data.dataHorizon)}`;
       const end = px + TT.width(words, true) > width;
       svg.append(TT.svg("line", { class: "asked", x1: px, x2: px, y1: top - 8, y2: bottom }),
         TT.word(px, top - 14, words, { class: "strong halo", "text-anchor": end ? "end" : px < 60 ? "start" : "middle" }));
@@ -136,7 +136,7 @@ TT.figures.lags = (stage, tools) => {
   }
   let width = 0;
   const redraw = () => draw(width);
-  const csv = () => ["lag-profile.csv", [["lag", ...models.flatMap((m) => Object.keys(m.profile).map((s) => `${m.name} ${s}`)), ...(text ? ["text bits", "chance bits"] : [])],
+  const csv = () => ["lag-profile.csv", [["lag", ...models.flatMap((m) => Object.keys(m.profile).map((s) => `${m.name} ${s}`)), ...(text ? [`data ${text.unit}`, `chance ${text.unit}`] : [])],
     ...lags.map((lag) => [lag, ...models.flatMap((m) => Object.values(m.profile).map((p) => p[lag])),
       ...(text ? [text.bits[text.lags.indexOf(lag)], text.chance[text.lags.indexOf(lag)]] : [])])]];
   return { draw: (w) => { width = w; draw(w); }, csv };

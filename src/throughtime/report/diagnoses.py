@@ -1,0 +1,135 @@
+"""From a diagnosis, and what was prescribed for it, to a page."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from throughtime.cures.prescribe_result import COLUMNS, Prescription, row
+from throughtime.diagnosis import Diagnosis
+from throughtime.diagnosis.measured import Measured
+from throughtime.flow import GateResult, GradientFlow
+from throughtime.flow.gates import REGIMES
+from throughtime.report.view import DependenceView, FindingView, GatesView, ModelView, Page, TableView
+from throughtime.report.write import write
+
+
+def report(
+    found: Diagnosis | Prescription,
+    path: str | os.PathLike[str],
+    *,
+    title: str = "Diagnosis",
+    maps: Mapping[str, GradientFlow] | None = None,
+    settings: Mapping[str, object] | None = None,
+) -> Path:
+    """Writes a diagnosis, or a prescription with the diagnosis it is from, as one HTML file that needs no network.
+
+    maps: the exact (t, k) map of a recurrence, by its place as the diagnosis names it: a flow of `gradient_flow`.
+    settings: a table at the end: what was measured, on what.
+    Raises ReportError if the file cannot be written.
+    """
+    return write(diagnosis_page(found, title=title, maps=maps or {}, settings=settings or {}), path)
+
+
+def diagnosis_page(
+    found: Diagnosis | Prescription,
+    *,
+    title: str = "Diagnosis",
+    maps: Mapping[str, GradientFlow] | None = None,
+    settings: Mapping[str, object] | None = None,
+) -> Page:
+    """The page of a diagnosis: the verdict, the horizons, what was found, the profiles, gates and matrices."""
+    prescription = found if isinstance(found, Prescription) else None
+    d = prescription.diagnosis if prescription is not None else found
+    assert isinstance(d, Diagnosis)
+    data = d.horizons.data
+    return Page(
+        title,
+        d.verdict if prescription is None else f"{d.verdict} {prescription.verdict}",
+        [_model(m, d, (maps or {}).get(str(m.where))) for m in d.measured] or [ModelView("the model", "")],
+        d.horizons.window or max([m.steps for m in d.measured], default=1) or 1,
+        data_horizon=data if data is not None and data.steps >= 0 else None,
+        dependence=_dependence(d),
+        settings=settings or {},
+        fraction=d.fraction,
+        unit="step",
+        asks="The task",
+        findings=[FindingView(f.severity, str(f.where), f.what, f.means, f.do) for f in d.findings]
+        + [FindingView("note", "", note, "") for note in d.notes],
+        tables=[*([] if prescription is None else [_remedies(prescription)]), *_recurrences(d), *_updates(d)],
+    )
+
+
+def _model(m: Measured, d: Diagnosis, flow: GradientFlow | None) -> ModelView:
+    use = d.horizons.use
+    farthest = m.profile is not None and m.horizon(d.fraction) == d.horizons.gradient
+    horizon = m.horizon(d.fraction)
+    return ModelView(
+        str(m.where), m.cell,
+        profile=m.profiles, maps={} if flow is None else flow.maps,
+        horizon={} if horizon is None else {next(iter(m.profiles)): horizon},
+        half_life={} if horizon is None else {next(iter(m.profiles)): m.half_life()},
+        use=use if farthest and use is not None and use.steps >= 0 else None,
+        gates=None if m.gates is None else _gates(m.gates),
+    )  # fmt: skip
+
+
+def _gates(found: GateResult) -> GatesView:
+    regimes = found.regimes[0] if found.regimes else None
+    return GatesView(
+        {g.name: g.histogram for g in found.gates},
+        () if regimes is None else tuple(f"{name} {''.join(map(str, bits))}" for bits, name in REGIMES.items()),
+        () if regimes is None else regimes.unit.tolist(),
+    )
+
+
+def _dependence(d: Diagnosis) -> DependenceView | None:
+    if d.data is None or not d.data.lags:
+        return None
+    limits = d.data.limits or (d.data.threshold,) * len(d.data.lags)
+    what = "dependence of the target on the input"
+    return DependenceView(d.data.lags, d.data.size, limits, d.data.unit, what)
+
+
+def _remedies(p: Prescription) -> TableView:
+    rows = [] if p.nothing is None else [row(o, p.winner) for o in (p.nothing, *p.outcomes)]
+    tried = f"{len(p.seeds)} seeds, {p.steps} steps each; the loss is that of batches held out."
+    reasons = " ".join(f"{o.candidate.name}: {o.candidate.reason}." for o in p.outcomes if o.candidate.reason)
+    return TableView("Remedies, before and after", COLUMNS, rows, f"{tried} {reasons}".strip(), p.code)
+
+
+def _recurrences(d: Diagnosis) -> list[TableView]:
+    if not d.measured:
+        return []
+    rows = []
+    for m in d.measured:
+        radius = max((u.spectral_radius for u in m.matrices if u.spectral_radius is not None), default=None)
+        lyapunov = None if m.lyapunov is None else float(m.lyapunov.exponents[0])
+        sigma = max((u.sigma_1 for u in m.matrices), default=None)
+        memory = ", ".join(f"{s.state} {_number(float(s.half_life.median()))}" for s in m.memories) or "—"
+        how = m.broken or m.estimated or ("no gradient enters" if m.unreached else "exact")
+        sizes = (_number(radius), _number(sigma), _number(lyapunov))
+        rows.append((str(m.where), m.cell, str(m.steps), str(m.units), *sizes, memory, how))
+    head = ("", "cell", "steps T", "units H", "spectral radius", "σ₁", "Lyapunov, nats a step",
+            "memory's half-life, steps", "measured")  # fmt: skip
+    caption = (
+        "The largest over the gates of each recurrent matrix U. A Lyapunov exponent below 0 contracts: what was in the "
+        "state fades by that many nats a step. The memory's half-life is the median over units, along the carousel."
+    )
+    return [TableView("The recurrences", head, rows, caption)]
+
+
+def _updates(d: Diagnosis) -> list[TableView]:
+    if d.updates is None or not d.updates.updates:
+        return []
+    rows = [(u.name, _number(u.weight), _number(u.step), _number(u.ratio), u.label) for u in d.updates.updates]
+    caption = "The length of one optimiser step against the length of the weight: far below 1e-5 a parameter stalls."
+    return [TableView("The next update", ("", "‖W‖", "‖step‖", "step / W", ""), rows, caption)]
+
+
+def _number(v: float | None) -> str:
+    if v is None:
+        return "—"
+    return f"{v:.3g}" if math.isfinite(v) else ("∞" if v > 0 else "NaN")

@@ -12,7 +12,7 @@ README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 def test_snippets_print_what_is_written_under_them():
     pairs = re.findall(r"```python\n(.*?)```\n+```text\n(.*?)```", README, re.DOTALL)
-    assert len(pairs) == 3
+    assert len(pairs) == 5
     names: dict = {}
     for code, shown in pairs:
         out = io.StringIO()

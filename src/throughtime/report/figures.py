@@ -84,6 +84,40 @@ def frames(page: Page, packed: Sequence[dict[str, PackedMap]]) -> str:
                 ),
             )
         )
+    if any(m.shares for m in page.models):
+        parts.append(
+            (
+                "shares",
+                "What each parameter learns from",
+                (
+                    "How much of a parameter&rsquo;s gradient comes from each lag; a row adds up to 1, and a share "
+                    "below 0 points against the rest. Where all is at lag 0 the parameter learns from the present "
+                    "alone."
+                ),
+            )
+        )
+    if any(m.eigenvalues for m in page.models):
+        parts.append(
+            (
+                "eigenvalues",
+                "The spectrum",
+                (
+                    "Eigenvalues of the recurrent matrix (rings) and of the state Jacobian at one step (dots) in the "
+                    "complex plane. Inside the circle a direction fades from step to step, outside it grows."
+                ),
+            )
+        )
+    if any(m.norms for m in page.models):
+        parts.append(
+            (
+                "norms",
+                "Gradient norm over training",
+                (
+                    "The norm of the whole gradient before clipping. Pick a threshold to see how many of the steps it "
+                    "would have shortened; the marked one was in use."
+                ),
+            )
+        )
     if any(m.history for m in page.models):
         run = max(run_length(len(m.history)) for m in page.models)
         mean = f" Each point is the mean of up to {run} records." if run > 1 else ""

@@ -47,6 +47,13 @@ def thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return [(part[-1][0], sum(bits for _, bits in part) / len(part)) for part in parts]
 
 
+def _largest(norms: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """(step, norm), of each `run_length` records the largest: a spike is what is looked for. NaN counts as largest."""
+    run = run_length(len(norms))
+    parts = [norms[start : start + run] for start in range(0, len(norms), run)]
+    return [max(part, key=lambda p: math.inf if math.isnan(p[1]) else p[1]) for part in parts]
+
+
 def _history(model: ModelView) -> dict[str, Any]:
     curves = {
         "train": thin([(step, bits) for step, bits, _ in model.history]),
@@ -141,6 +148,12 @@ def payload(page: Page, packed: Sequence[dict[str, PackedMap]]) -> dict[str, Any
                 "history": _history(model),
                 "gates": _gates(model.gates),
                 "reading": _reading(model.reading),
+                "shares": {visible(p): [number(v) for v in lags] for p, lags in model.shares.items()},
+                "eigenvalues": {
+                    of: [[number(a), number(b)] for a, b in all_] for of, all_ in model.eigenvalues.items()
+                },
+                "norms": [[number(s), number(v)] for s, v in _largest(model.norms)],
+                "clip": number(model.clip),
             }
             for model, maps in zip(page.models, packed, strict=True)
         ],

@@ -152,6 +152,8 @@ class ModelView:
     of the gradient at each lag (1 at lag 0); `maps[s]` the norms ||dL_t/ds_k|| as [T, T]; `horizon[s]` and
     `half_life[s]` are in steps. The first state in `horizon` gives the headline number. `valid` defaults to
     the last validation in `history`. `use` is how far back the trained model uses its input, if measured.
+    `shares[p]` is the share of parameter p's gradient from each lag; `eigenvalues` are (real, imaginary) of "U" and of
+    the state Jacobian "J"; `norms` the gradient norms (step, norm) before clipping, and `clip` the threshold in use.
     Raises ShapeError or ConfigError, naming the model and the field.
     """
 
@@ -168,6 +170,10 @@ class ModelView:
     valid: float | None = None
     gates: GatesView | None = None
     reading: ReadingView | None = None
+    shares: Mapping[str, Any] = field(default_factory=dict)
+    eigenvalues: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
+    norms: Sequence[tuple[float, float]] = ()
+    clip: float | None = None
 
     def __post_init__(self) -> None:
         def put(name: str, value: object) -> None:
@@ -179,6 +185,7 @@ class ModelView:
         put("horizon", {s: as_horizon(r) for s, r in self.horizon.items()})
         put("half_life", {s: float(v) for s, v in self.half_life.items()})
         put("use", as_horizon(self.use))
+        put("shares", {p: numbers(v, f"{mine}, shares of {p!r}") for p, v in self.shares.items()})
         put("history", tuple(self._record(record, mine) for record in self.history))
         if any(not p for p in self.profile.values()):
             raise ShapeError(f"{mine}: a profile holds at least lag 0; came an empty one")

@@ -28,6 +28,9 @@ SCRIPTS = (
     "loss.js",
     "gates.js",
     "reading.js",
+    "shares.js",
+    "eigenvalues.js",
+    "norms.js",
     "boot.js",
 )
 

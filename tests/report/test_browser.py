@@ -51,13 +51,24 @@ def report(T: int, H: int, layers: int) -> Page:
         {"i": [0.5] * read},
     )  # fmt: skip
     gates = GatesView({"i": [0.05] * 20, "f": [0.05] * 20}, [f"regime {k}" for k in range(8)], [[1 / 8] * 8] * H)
+    plane = {"U": [(0.9, 0.1)] * H, "J": [(0.5, -0.5)] * H}
     models = [
-        ModelView(f"rnn, layer {n}", "LSTM", profile={"z": torch.exp(-lags / 20)}, maps={"z": sizes},
-                  horizon={"z": min(92, T - 1)}, half_life={"z": 14.0}, gates=gates, reading=reading, shares={"weight_hh": torch.exp(-lags / 20) / 20},
-                  eigenvalues={"U": [(0.9, 0.1)] * H, "J": [(0.5, -0.5)] * H}, norms=[(s, 1 / s) for s in range(1, 400)],
-                  clip=0.5)
+        ModelView(
+            f"rnn, layer {n}",
+            "LSTM",
+            profile={"z": torch.exp(-lags / 20)},
+            maps={"z": sizes},
+            horizon={"z": min(92, T - 1)},
+            half_life={"z": 14.0},
+            gates=gates,
+            reading=reading,
+            shares={"weight_hh": torch.exp(-lags / 20) / 20},
+            eigenvalues=plane,
+            norms=[(s, 1 / s) for s in range(1, 400)],
+            clip=0.5,
+        )  # fmt: skip
         for n in range(layers)
-    ]  # fmt: skip
+    ]
     return Page("Report", "It vanishes.", models, T, data_horizon=50)
 
 

@@ -66,7 +66,7 @@ def report(T: int, H: int, layers: int) -> Page:
             eigenvalues=plane,
             norms=[(s, 1 / s) for s in range(1, 400)],
             clip=0.5,
-        )  # fmt: skip
+        )
         for n in range(layers)
     ]
     return Page("Report", "It vanishes.", models, T, data_horizon=50)

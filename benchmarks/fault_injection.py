@@ -4,11 +4,13 @@
     python -m benchmarks.fault_injection --plants 40 --seed 1 --verbose
 
 One plant is one run of eight steps. At a random step a number of the input, of a weight, of a gradient (by a hook on
-the output of the recurrence, or on a weight) or of the loss becomes NaN or infinite; or the learning rate is far too
-high from the start. A plant is "right" if the guard tells of it at that very step, with the right cause, direction,
-module, time step and sample (layer and gate too, for weights of recurrent layers), of nothing else, and if the run then
-goes on to its end with good weights. For a learning rate there is no one place: every record that names a time step of
-an overflow is checked against the equations, written out once more in float64.
+the output of the recurrence, or on a weight) or of the loss becomes NaN or infinite; or the recurrent weights become
+so large, with the states at rest, that the gradient explodes; or the learning rate is far too high from the start.
+A plant is "right" if the guard tells of it at that very step, with the right cause, direction, module, time step and
+sample (layer and gate too, for weights of recurrent layers), of nothing else, and if the run then goes on to its end
+with good weights. The place of an explosion is that of the equations, written out once more in float64. For a learning
+rate there is no one place: every record that names a time step of an overflow or an explosion is compared with those
+equations, where they are written out.
 
 "harmless": the number was masked (by ReLU), so that loss, gradients and weights stayed finite and there is nothing to
 tell. "swallowed": nothing was told though one of them was bad. "crashed": the run ended in an error other than the
@@ -20,117 +22,37 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
-import math
 import random
 import warnings
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from benchmarks.fault_kinds import KINDS, WITHOUT_STEPS, B, D, Model, T
-from benchmarks.fault_oracle import first_overflow
+from benchmarks.fault_kinds import KINDS, WITHOUT_STEPS, WRITTEN_OUT, B, D, Model, T
+from benchmarks.fault_oracle import Spot, first_explosion, first_overflow
+from benchmarks.fault_plants import Planted, Truth
 from torch import Tensor, nn
 
 import throughtime as tt
-from throughtime.cures import Guard, Incident
+from throughtime.cures import FlightRecord, Guard, Incident
 from throughtime.errors import GuardStopped
 
 STEPS = 8
-WHERE = ("input", "weight", "gradient", "weight gradient", "loss", "learning rate")
+WHERE = ("input", "weight", "gradient", "weight gradient", "loss", "explosion", "learning rate")
 VERDICTS = ("right", "not located", "harmless", "wrong", "swallowed", "crashed")
-NET_INPUTS = {"RNN": ("h",), "LSTM": ("i", "f", "g", "o"), "GRU": ("r", "u", "n")}
-
-
-@dataclass
-class Truth:
-    """What the record must say; None for what is not asked."""
-
-    cause: str
-    direction: str | None
-    module: str | None = None
-    part: str | None = None
-    t: int | None = None
-    sample: int | None = None
-    layer: int | None = None
-    reverse: bool | None = None
-    gate: str | None = None
 
 
 @dataclass
 class Outcome:
-    """One plant: its kind and place, what became of it, and the incidents."""
+    """One plant: its kind and place, what became of it, the incidents, and how many were compared with equations."""
 
     kind: str
     where: str
     verdict: str  # one of VERDICTS
     detail: str
     incidents: list[Incident]
-
-
-class Planted:
-    """One plant, about to be put into a step: what it will do, and what is then true."""
-
-    def __init__(self, where: str, model: Model, draw: random.Random):
-        self.where, self.model = where, model
-        self.value = draw.choice((math.nan, math.inf, -math.inf))
-        self.b = draw.randrange(B)
-        self.t = draw.randrange(model.lengths[self.b])
-        self.d = draw.randrange(D)
-        self.name, self.weight = draw.choice(list(model.named_parameters()))
-        self.place = draw.randrange(self.weight.numel())
-
-    def put(self, x: Tensor, mask: Tensor) -> Callable[[], None]:
-        """Plants it; gives what takes its hooks off again. x [T, B, D]; the loss is multiplied by mask [T, B, 1]."""
-        if self.where == "input":
-            x[self.t, self.b, self.d] = self.value
-        elif self.where == "loss":
-            mask[self.t, self.b] = self.value
-        elif self.where == "gradient":
-            self.model.hook = lambda g: self._spoilt(g, (self.t, self.b, 0))
-            return lambda: setattr(self.model, "hook", None)
-        elif self.where == "weight gradient":
-            at = tuple(int(i) for i in torch.unravel_index(torch.tensor(self.place), self.weight.shape))
-            return self.weight.register_hook(lambda g: self._spoilt(g, at)).remove
-        else:
-            with torch.no_grad():
-                self.weight.view(-1)[self.place] = self.value
-        return lambda: None
-
-    def _spoilt(self, g: Tensor, at: tuple[int, ...]) -> Tensor:
-        g = g.clone()
-        g[at] = self.value
-        return g
-
-    @property
-    def truth(self) -> Truth:
-        """What a record of it must say."""
-        if self.where == "input":
-            return Truth("bad input", "forward", self.model.reads_input, "input", self.t, self.b)
-        if self.where == "loss":
-            return Truth("the loss itself", "backward", "Model", "output", self.t, self.b)
-        if self.where == "gradient":
-            return Truth("bad gradient", "backward", self.model.gives_output, "output", self.t, self.b)
-        owner, _, own = self.name.rpartition(".")
-        if self.where == "weight gradient":
-            return Truth("bad gradient", "backward", owner, own)
-        base, _, suffix = own.rpartition("_l")
-        t = None if owner == "head" else T - 1 if own.endswith("_reverse") else 0
-        truth = Truth("bad parameter", "forward", owner, own, t, gate=self._gate(owner, base or own))
-        if base and owner == "core.layer":
-            truth.layer, truth.reverse = int(suffix[0]), own.endswith("_reverse")
-        return truth
-
-    def _gate(self, owner: str, base: str) -> str | None:
-        if base not in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
-            return None
-        module = self.model.get_submodule(owner)
-        names = next((n for k, n in NET_INPUTS.items() if k in type(module).__name__), None)
-        if names is None:
-            cell = module.cell
-            names = cell.gates if base.endswith("ih") else cell.recurrent_gates
-        return names[self.place // (self.weight.numel() // self.weight.shape[0]) * len(names) // self.weight.shape[0]]
+    compared: int = 0
 
 
 def plant(kind: str, where: str, seed: int) -> Outcome:
@@ -146,7 +68,7 @@ def plant(kind: str, where: str, seed: int) -> Outcome:
     try:
         for i in range(STEPS):
             x, target, mask = torch.randn(T, B, D), torch.randn(T, B, 2), torch.ones(T, B, 1)
-            remove = planted.put(x, mask) if i == when else None
+            remove = planted.put(x, target, mask) if i == when else None
             with guard.step() as step:
                 optimizer.zero_grad()
                 loss = step.backward(((model(x) - target).square() * mask).mean())
@@ -223,16 +145,16 @@ def _too_high(kind: str, model: Model, draw: random.Random) -> Outcome:
     rate = 10.0 ** draw.uniform(2, 30)
     optimizer = torch.optim.SGD(model.parameters(), rate)
     guard = Guard(model, optimizer, every=1, tries=3)
-    seen: dict[int, tuple[dict[str, Tensor], Tensor]] = {}
+    seen: dict[int, tuple[dict[str, Tensor], Tensor, Tensor]] = {}
 
     def outcome(verdict: str, detail: str) -> Outcome:
-        return Outcome(kind, "learning rate", verdict, f"rate {rate:.1e}: {detail}", guard.incidents)
+        return Outcome(kind, "learning rate", verdict, f"rate {rate:.1e}: {detail}", guard.incidents, compared)
 
-    stopped = ""
+    stopped, compared = "", 0
     try:
         for i in range(3 * STEPS):
             x, target = 3 * torch.randn(T, B, D), torch.randn(T, B, 2)
-            seen[i] = {n: p.detach().clone() for n, p in model.named_parameters()}, x
+            seen[i] = {n: p.detach().clone() for n, p in model.named_parameters()}, x, target
             with guard.step() as step:
                 optimizer.zero_grad()
                 step.backward((model(x) - target).square().mean())
@@ -249,18 +171,27 @@ def _too_high(kind: str, model: Model, draw: random.Random) -> Outcome:
     for record in records:
         if record.cause in ("bad input", "bad parameter"):
             return outcome("wrong", f"cause {record.cause!r}")
-        if record.cause == "overflow in the forward pass" and record.t is not None:
-            want = first_overflow(model, *seen[record.iteration])
-            if want is not None and (record.layer or 0, bool(record.reverse), record.t) != want:
-                return outcome("wrong", f"overflow at {record.place}; by the equations (layer, reverse, t) = {want}")
+        want = _by_the_equations(model, record, seen[record.iteration])
+        compared += want is not None
+        if want is not None and (record.layer or 0, bool(record.reverse), record.t) != want:
+            return outcome("wrong", f"{record.cause} at {record.place}; by the equations at {want}")
     causes = ", ".join(f"{n} x {c}" for c, n in Counter(r.cause for r in records).items())
     return outcome("right" if any(r.located for r in records) else "not located", causes + stopped)
 
 
+def _by_the_equations(model: Model, record: FlightRecord, run: tuple[dict[str, Tensor], Tensor, Tensor]) -> Spot | None:
+    if record.t is None:
+        return None
+    if record.cause == "overflow in the forward pass":
+        return first_overflow(model, *run[:2])
+    return first_explosion(model, *run) if record.cause == "exploded gradient" else None
+
+
 def plants(n: int, seed: int) -> list[tuple[str, str, int]]:
-    """n plants: every kind and every place as often as any other, as far as n allows, in a random order."""
+    """n plants: every kind and place as often as any other, as far as n allows, in a random order; explosions in the
+    kinds whose equations are written out."""
     draw = random.Random(seed)
-    pairs = [(k, w) for k in KINDS for w in WHERE]
+    pairs = [(k, w) for k in KINDS for w in WHERE if w != "explosion" or k in WRITTEN_OUT]
     chosen: list[tuple[str, str]] = []
     while len(chosen) < n:
         draw.shuffle(pairs)
@@ -292,12 +223,16 @@ def main() -> None:
         outcomes.append(outcome)
         if options.verbose or outcome.verdict != "right":
             print(f"{outcome.verdict}: {kind}, {where}, seed {seed}: {outcome.detail}")
+    high = [i.record for o in outcomes if o.where == "learning rate" for i in o.incidents if i.record is not None]
+    compared = sum(o.compared for o in outcomes)
     same = [kind for i, kind in enumerate(KINDS) if healthy(kind, options.seed + i)]
     print(
         f"throughtime {tt.__version__}, torch {torch.__version__}, {len(KINDS)} kinds of layers, seed {options.seed}\n"
     )
     print(table(outcomes))
-    print(f"\nhealthy runs that are bit for bit those without the guard: {len(same)} of {len(KINDS)}")
+    causes = ", ".join(f"{n} x {cause}" for cause, n in Counter(r.cause for r in high).most_common())
+    print(f"\n{len(high)} incidents of learning rates: {causes}; {compared} compared with the equations")
+    print(f"healthy runs that are bit for bit those without the guard: {len(same)} of {len(KINDS)}")
 
 
 if __name__ == "__main__":

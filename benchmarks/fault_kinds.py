@@ -146,6 +146,19 @@ KINDS: dict[str, Callable[[], nn.Module]] = {
 }
 WITHOUT_STEPS = {"own equations"}
 """Kinds of which no time step can be known, for nothing in the model is called once a step."""
+WRITTEN_OUT = (
+    "RNN tanh, 2 layers",
+    "RNN, bidirectional, batch first",
+    "LSTM, 2 layers",
+    "LSTM, bidirectional",
+    "LSTM, batch first",
+    "LSTMCell in a loop",
+    "GRUCell in a loop",
+    "RNNCell in a loop",
+    "throughtime LSTM, 2 layers",
+    "throughtime LSTM, bidirectional",
+)
+"""Kinds that `benchmarks.fault_oracle` knows the equations of, and whose gradient grows at rest."""
 
 
 class Model(nn.Module):

@@ -7,15 +7,14 @@ A row is one model: a recurrent layer of torch's (T steps, B sequences, H units 
 head, trained by Adam. Every round runs some steps of each contender, in a new order: the loop as it is, the guard
 without the flight recorder, and the guard as it comes. The times are medians over the rounds, in milliseconds a step;
 the percentages are the medians of each round's ratio to the loop as it is, with the quartiles of the last one, for
-on a shared machine two equal contenders differ by several per cent. A snapshot is taken again and again for its own
-time; "of step" is that time as a part of a step, and `every` how many steps apart the guard puts them, so that they
-take a hundredth of the time at most.
+on a shared machine two equal contenders differ by several per cent; on the CPU all are processor times. A snapshot is
+taken again and again for its own time; "of step" is that time as a part of a step, and `every` how many steps apart the
+guard puts them, so that they take a hundredth of the time at most, by the wall clock of the run.
 """
 
 from __future__ import annotations
 
 import argparse
-import platform
 import random
 import statistics
 import time
@@ -23,11 +22,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from benchmarks.measure import hold_to, machine
 from torch import Tensor, nn
 
 import throughtime as tt
+from throughtime.cures import Snapshot
 
-SHAPES = [(100, 16, 64, 1), (64, 32, 256, 2), (16, 8, 1024, 1)]
+SHAPES = [(100, 16, 64, 1), (50, 16, 128, 2), (10, 8, 512, 1)]
 LAYERS = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 CONTENDERS = ("none", "no recorder", "full")
 
@@ -86,8 +87,8 @@ def measure(cell: str, shape: tuple[int, ...], rounds: int, steps: int, device: 
                 times[name].append(spent)
     guard = loops["full"][1]
     assert guard is not None
-    copies = [_timed(guard.snapshot, device) for _ in range(12)]
-    held = guard.snapshots[-1]
+    held = Snapshot(guard.parts)
+    copies = [_timed(lambda: held.take(0), device) for _ in range(12)]
     kept = [v for s in guard.optimizers[0].state.values() for v in s.values() if isinstance(v, Tensor)]
     size = sum(v.numel() * v.element_size() for v in (*held.weights, *kept))
     return Row(f"{cell} {T}, {B}, {H}, {L}", times, statistics.median(copies[2:]), size, guard.every)
@@ -107,7 +108,7 @@ def _loop(
         loss = (model(x) - target).square().mean()
         loss.backward()
         optimizer.step()
-        float(loss)  # every loop looks at its loss
+        loss.item()  # every loop looks at its loss
 
     if contender == "none":
         return plain, None
@@ -118,18 +119,20 @@ def _loop(
             optimizer.zero_grad()
             loss = step.backward((model(x) - target).square().mean())
             optimizer.step()
-        float(loss)
+        loss.item()
 
     return guarded, guard
 
 
 def _timed(run: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cuda":
+        began = time.process_time()
+        run()
+        return time.process_time() - began
+    torch.cuda.synchronize(device)
     began = time.perf_counter()
     run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    torch.cuda.synchronize(device)
     return time.perf_counter() - began
 
 
@@ -137,16 +140,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", action="append", help="T,B,H,L")
     parser.add_argument("--cell", action="append", choices=LAYERS)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--steps", type=int, default=10, help="in each round")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=5, help="in each round")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    hold_to(options.threads)
     device = torch.device(options.device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else machine()
+    clock = "wall" if device.type == "cuda" else "processor"
     print(f"throughtime {tt.__version__}, torch {torch.__version__}, {name}, {options.threads} thread(s)")
-    print(f"{options.rounds} rounds of {options.steps} steps; times in ms\n\n{HEAD}")
+    print(f"{options.rounds} rounds of {options.steps} steps; {clock} times in ms\n\n{HEAD}")
     shapes = [tuple(int(n) for n in s.split(",")) for s in options.shape] if options.shape else SHAPES
     for shape in shapes:
         for cell in options.cell or ["lstm"]:

@@ -308,6 +308,14 @@ def test_a_loss_that_alone_is_bad():
     assert "is finite" in record.notes[0]
 
 
+def test_an_infinite_loss_came_before_the_gradient_that_explodes_after_it():
+    model = nn.Sequential(nn.Linear(D, H), nn.Linear(H, 1))
+    with torch.no_grad():
+        model[1].weight.fill_(1e25)  # the loss is 1e50, its gradient 1e25, and 1e50 at the first layer
+    record = first_record(model, lambda i: (torch.ones(B, D),))
+    assert record.cause == flight.LOSS and record.value == math.inf
+
+
 def test_huge_outputs_are_told_with_the_loss():
     model = nn.Linear(D, 1)
     with torch.no_grad():

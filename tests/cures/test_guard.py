@@ -191,7 +191,7 @@ def test_the_clip_shortens_the_gradient_that_the_optimiser_gets():
     torch.testing.assert_close(before - model.weight, torch.tensor([[0.3, 0.4]]))
 
 
-def test_an_exploded_loss_is_told_with_the_cliff():
+def test_an_exploded_loss_is_told_with_the_cliff_that_the_update_before_it_was():
     torch.manual_seed(0)
     weight = nn.Linear(1, 1, bias=False)
     opt = torch.optim.SGD(weight.parameters(), 0.1)
@@ -208,10 +208,20 @@ def test_an_exploded_loss_is_told_with_the_cliff():
             break
     incident = guard.incidents[0]
     assert incident.iteration == 13 and incident.fault.startswith("the loss is")
-    assert incident.record.cause == flight.UNKNOWN and any("finite" in r for r in incident.record.ruled_out)
+    assert (incident.action, incident.back_to) == ("back", 12)  # the weights are those beyond the cliff: no skipping
+    assert incident.record.cause == flight.UPDATE and "that update was too long" in incident.record.notes[0]
     picture = incident.cliff
     assert picture.loss[(picture.at - 1).abs().argmin()] > 50 * picture.loss[(picture.at).abs().argmin()]
     assert picture.best < 0.05 and "too long" in str(picture)
+
+
+def test_an_exploded_loss_without_a_picture_is_not_located():
+    torch.manual_seed(0)
+    model, opt, guard = setup(torch.optim.SGD, 0.01)
+    for _ in range(12):
+        run(guard, model, opt, torch.randn(T, B, 3))
+    record = run(guard, model, opt, torch.randn(T, B, 3), factor=1e5).incident.record
+    assert record.cause == flight.UNKNOWN and any("the loss is finite" in r for r in record.ruled_out)
 
 
 # --- stop -------------------------------------------------------------------------------------------------------------
@@ -297,6 +307,22 @@ def test_accumulation_goes_back_to_where_it_began(drawn):
                 opt.zero_grad()
     assert guard.incidents[0].action == "back" and guard.incidents[0].back_to == 1
     assert seen == [0, 1, 2, 3, 4, 5, 2, 3, 4, 5]  # whole steps: the pair from before the last good update
+
+
+def test_going_back_by_hand_between_two_halves_of_a_step_forgets_the_first():
+    model, opt, guard = setup(torch.optim.SGD, every=1)
+    for i in range(5):
+        with guard.step() as step:
+            step.backward(model(torch.randn(T, B, 3)).square().mean())
+            if i % 2:
+                opt.step()
+                opt.zero_grad()
+    assert guard.go_back() == 1
+    run(guard, model, opt, torch.randn(T, B, 3))
+    assert guard.snapshots[-1].iteration == 1  # what the third step began is not finished with other weights
+    before = everything(model, opt)
+    run(guard, model, opt, torch.randn(T, B, 3))
+    assert guard.go_back() == 3 and equal(before, everything(model, opt))
 
 
 def test_a_snapshot_by_hand_begins_with_the_next_batch():

@@ -102,7 +102,7 @@ def test_a_learning_rate_that_explodes():
         return torch.optim.Adam(m.parameters(), lr=0.5)
 
     p = prescribe(model, data, adam(model), steps=60)
-    assert not all(t.held for t in p.nothing.trials) and "times its start" in p.nothing.stability
+    assert not all(t.held for t in p.nothing.trials) and p.nothing.stability.startswith("leaps, x ")
     assert isinstance(p.winner.remedies[0], cures.LearningRate)
     assert "the loss leapt to" in p.winner.reason
     best = by_name(p, p.winner.name)
@@ -125,7 +125,7 @@ def test_training_that_breaks_is_cured_by_a_smaller_step():
     model, data = Last(nn.RNN(6, 16, nonlinearity="relu")), recall(6)
     cures.identity_(model)
     p = prescribe(model, data, 1e4, steps=30)
-    assert p.nothing.broken == 3 and "NaN or infinite in 3 of 3" in str(p)
+    assert p.nothing.broken == 3 and "broke in 3 of 3" in str(p)
     assert any(isinstance(o.candidate.remedies[0], cures.Clip) for o in p.outcomes)
     assert any(isinstance(o.candidate.remedies[0], cures.LearningRate) for o in p.outcomes)
     assert "training breaks in 3 of 3 runs" in p.verdict

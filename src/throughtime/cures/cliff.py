@@ -33,6 +33,16 @@ class Cliff(Plain):
     weight: float
 
     @property
+    def before(self) -> float:
+        """The loss before the update."""
+        return float(self.loss[self.at.abs().argmin()])
+
+    @property
+    def after(self) -> float:
+        """The loss after it."""
+        return float(self.loss[(self.at - 1).abs().argmin()])
+
+    @property
     def best(self) -> float:
         """The position of the smallest loss between 0 and the end; below 1 the update went too far."""
         ahead = (self.at >= 0) & self.loss.isfinite()
@@ -41,10 +51,9 @@ class Cliff(Plain):
         return float(self.at[ahead][self.loss[ahead].argmin()])
 
     def __str__(self) -> str:
-        before, after = (float(self.loss[(self.at - p).abs().argmin()]) for p in (0.0, 1.0))
         size = f"||dW|| = {self.length:.3g}"
         size += f", {self.length / self.weight:.2g} of ||W||" if self.weight else ""
-        lines = [f"Loss along the last update ({size}): {before:.4g} before, {after:.4g} after"]
+        lines = [f"Loss along the last update ({size}): {self.before:.4g} before, {self.after:.4g} after"]
         lines.append(f"  {self._bars()}   from {float(self.at[0]):g} to {float(self.at[-1]):g}, | marks 0 and 1")
         if not math.isnan(self.best) and self.best < 1:
             lines.append(f"  smallest at {self.best:.2g} of the step: it was too long")

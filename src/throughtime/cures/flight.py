@@ -23,7 +23,7 @@ MEANS = {
     EXPLODED: "the gradient grew on its way back until it left the range of its numbers, or all that was seen before",
     GRADIENT: "a gradient became NaN or infinite all at once: a hook, or a derivative that does not exist there",
     LOSS: "all that the model gave is finite; the loss, or its derivative, is not",
-    UPDATE: "the gradient was good; the optimiser made bad weights of it, or a bad state of its own",
+    UPDATE: "the gradient was good; the optimiser made bad weights of it, a bad state of its own, or a step too long",
     UNKNOWN: "no cause was found",
 }
 DO = {

@@ -98,18 +98,20 @@ class _Reader:
         return {}
 
     def _loss(self, replays: list[Replay]) -> Found:
+        bad = [v for v in self.losses if not math.isfinite(v)]
         for r in reversed(replays):
             for i, g in enumerate(r.call.gradients):
                 if g is not None and is_bad(g):
                     found = from_outside(r, i, g)
                     return {**found, "notes": (*found["notes"], *self._size_of_outputs())}
             if r.log.backward is not None:
-                return {}  # what is bad before this call came out of it
-        bad = [v for v in self.losses if not math.isfinite(v)]
-        if bad and self.fault.what == "loss":
+                break  # what is bad before this call came out of it
+        else:
+            if not bad:
+                self.ruled_out.append("the loss is finite, and the gradient that it sends to the model's output")
+        if bad:  # it came first, whatever its gradient did on the way back
             notes = ("the gradient that it sends to the model's output is finite", *self._size_of_outputs())
             return {"cause": flight.LOSS, "value": bad[0], "notes": notes}
-        self.ruled_out.append("the loss is finite, and the gradient that it sends to the model's output")
         return {}
 
     def _size_of_outputs(self) -> tuple[str, ...]:

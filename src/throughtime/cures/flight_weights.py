@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from throughtime.cures import flight
+from throughtime.cures.cliff import Cliff
 from throughtime.cures.flight import FlightRecord
 from throughtime.cures.flight_where import first_value
 from throughtime.cures.guard_checks import finite
 from throughtime.flow.tree import leaves
 
 HUGE = 1e30  # a step of this length leaves float32
+TOO_LONG = 10.0  # times that the loss grew along an update
 
 
 class Taken(NamedTuple):
@@ -43,6 +46,20 @@ def of_weights(iteration: int, model: nn.Module, optimizers: Sequence[Optimizer]
         iteration, flight.UPDATE if by_update else flight.PARAMETER, module=owner or type(model).__name__, part=own,
         value=first_value(held[names[0]]), notes=notes,
     )  # fmt: skip
+
+
+def with_picture(record: FlightRecord, picture: Cliff) -> FlightRecord:
+    """The record of a step for which no cause was found, with what the loss along the update before it tells.
+
+    The update is the cause where the loss is TOO_LONG times larger after it than before it, on the same data.
+    """
+    if record.located or not picture.after > TOO_LONG * abs(picture.before):
+        return record
+    note = (
+        f"with the weights as they were before the last update this loss is {picture.before:.4g}, after it "
+        f"{picture.after:.4g}: that update was too long"
+    )
+    return replace(record, cause=flight.UPDATE, ruled_out=(), notes=(*record.notes, note))
 
 
 def of_optimizer(iteration: int, model: nn.Module, optimizers: Sequence[Optimizer]) -> FlightRecord:

@@ -16,7 +16,7 @@ from throughtime.cures.cliff import Cliff, cliff
 from throughtime.cures.flight import INPUT, UPDATE, FlightRecord
 from throughtime.cures.flight_calls import CallRecorder
 from throughtime.cures.flight_locate import locate
-from throughtime.cures.flight_weights import Taken, of_optimizer, of_weights
+from throughtime.cures.flight_weights import Taken, of_optimizer, of_weights, with_picture
 from throughtime.cures.guard_arguments import check_cadence, check_clip, optimizers_of, stateful_of
 from throughtime.cures.guard_batches import Batches
 from throughtime.cures.guard_checks import GRADIENT, LOSS, OPTIMIZER, PARAMETER, Fault, Limit, broken
@@ -153,6 +153,7 @@ class Guard:
         self._returned.add(shot.iteration)
         self.carry = shot.restore()
         self._since, self.weights_before = 0, None
+        self._forget_begun()
         return shot.iteration
 
     def cliff(self, loss: Callable[[], Tensor | float], **options: Any) -> Cliff:
@@ -191,6 +192,7 @@ class Guard:
             raise ConfigError(f"expected what Guard.state_dict gives; {type(error).__name__}: {error}") from None
         self._spare += self.snapshots
         self.snapshots = []
+        self._forget_begun()
 
     # --- what a Step calls --------------------------------------------------------------------------------------------
 
@@ -285,8 +287,11 @@ class Guard:
         bad_parameters = [n for n in broken(self.model) if n in held]
         record = self._record(step, fault, bad_parameters)
         picture = step.picture(bad_parameters)
-        good_weights = not bad_parameters and fault.what not in (PARAMETER, OPTIMIZER)
-        input_bad = good_weights and record is not None and record.cause == INPUT
+        if record is not None and picture is not None:
+            record = with_picture(record, picture)
+        cause = None if record is None else record.cause
+        good_weights = not bad_parameters and fault.what not in (PARAMETER, OPTIMIZER) and cause != UPDATE
+        input_bad = good_weights and cause == INPUT
         action = self.rule.decide(weights_good=good_weights, bad_input=input_bad)
         # Of several processes all do the same: what goes furthest.
         action = (SKIP, BACK, STOP)[most((SKIP, BACK, STOP).index(action), device_of(self.model))]
@@ -335,6 +340,11 @@ class Guard:
         log.warning("%s", found)
         if self.on_incident is not None:
             self.on_incident(found)
+
+    def _forget_begun(self) -> None:
+        if self._begun is not None:
+            self.drop(self._begun)
+            self._begun = None
 
     def _new_snapshot(self) -> Snapshot:
         return self._spare.pop() if self._spare else Snapshot(self.parts)

@@ -15,7 +15,8 @@ class Rule:
     """Whether to skip a bad step, to go back, or to stop.
 
     1. A bad step is skipped, its batch with it, where the weights are good and no other step was bad within the last
-       `calm` good ones. A step whose batch itself is bad (NaN in the input) is always skipped.
+       `calm` good ones. A step whose batch itself is bad (NaN in the input) is always skipped. Weights are bad if they
+       hold NaN or infinity or exploded, or if the loss along the last update shows that it was too long.
     2. Otherwise training goes back to the last good state, the second time in a row to the one before it, and the
        learning rate is from then on multiplied by `lower`, once more each time; where it was the gradient that
        exploded, it is from then on clipped at the largest norm of the good steps, at half of that the next time.

@@ -257,7 +257,8 @@ def _all(diagnosis: Diagnosis, code: str) -> list[Finding]:
 
 
 def _part(found: list[Part], f: Finding) -> Part | None:
-    here = [p for p in found if p.module == f.where.module]
+    # Where the model itself is the layer it has no name, and a capture calls it by its kind.
+    here = [p for p in found if f.where.module == (p.module or p.kind) or f.where.module == p.module]
     return next((p for p in here if p.layer in (None, f.where.layer) or f.where.layer is None), None)
 
 

@@ -153,7 +153,7 @@ class SpectralRadius(Remedy):
 
 @dataclass(frozen=True)
 class LearningRate(Remedy):
-    """Every learning rate times a factor."""
+    """Every learning rate of the optimiser times a factor."""
 
     factor: float
 

@@ -12,8 +12,7 @@ from throughtime.cures.prescribe_judge import Span, mean
 from throughtime.cures.prescribe_remedies import Candidate
 from throughtime.cures.prescribe_trial import WORST, Trial
 from throughtime.diagnosis.result import Diagnosis
-from throughtime.errors import ThroughtimeError
-from throughtime.flow import Horizon
+from throughtime.flow import Horizon, drawing
 from throughtime.plain import Plain
 
 
@@ -74,15 +73,17 @@ class Outcome(Plain):
 
     @property
     def stability(self) -> str:
-        """In a few words: "sound", or what went wrong and in how many of the trials."""
+        """In a few words: "sound", or what went wrong and in how many of the trials; leaps are of the loss of a step,
+        by how many times that at the start."""
+        n = len(self.trials)
         if self.broken:
             first = min(t.broken for t in self.trials if t.broken is not None)
-            return f"NaN or infinite in {self.broken} of {len(self.trials)}, first at step {first}"
+            return f"broke in {self.broken} of {n}, step {first}"
         worst = max((t.worst for t in self.sound), default=math.nan)
-        loose = sum(not t.held for t in self.sound)
         if worst > WORST:
-            return f"loss up to {worst:.2g} times its start"
-        return f"loss rose in {loose} of {len(self.trials)}" if loose else "sound"
+            return f"leaps, x {worst:.2g}"
+        loose = sum(not t.held for t in self.sound)
+        return f"rose in {loose} of {n}" if loose else "sound"
 
 
 @dataclass(frozen=True)
@@ -132,26 +133,18 @@ class Prescription(Plain):
         return "\n".join(lines)
 
     def plot(self, ax: Any = None) -> Any:
-        """Draws the loss of the batches by step, the median over seeds, into matplotlib's axes; gives the axes.
+        """Draws the loss of the batches by step, the median over seeds, into matplotlib's axes, new ones if None; gives
+        the axes.
 
-        Raises ThroughtimeError, with the command that installs it, where matplotlib is missing.
+        Raises ThroughtimeError, with the command that installs it, where new axes need matplotlib and it is missing.
         """
-        try:
-            from matplotlib import pyplot
-        except ImportError:
-            raise ThroughtimeError("drawing needs matplotlib; install it with: pip install matplotlib") from None
-        if ax is None:
-            _, ax = pyplot.subplots()
+        curves = {}
         for o in [] if self.nothing is None else [self.nothing, *self.outcomes]:
             runs = [t.losses for t in o.trials if t.losses]
-            if runs:
-                steps = range(max(len(r) for r in runs))
-                ax.plot(steps, [statistics.median(r[n] for r in runs if n < len(r)) for n in steps],
-                        label=o.candidate.name)  # fmt: skip
-        ax.set_xlabel("step")
-        ax.set_ylabel("loss of the batch, median over seeds")
-        ax.legend()
-        return ax
+            steps = range(max((len(r) for r in runs), default=0))
+            if steps:
+                curves[o.candidate.name] = [statistics.median(r[n] for r in runs if n < len(r)) for n in steps]
+        return drawing.lines(curves, ax, xlabel="step", ylabel="loss of the batch, median over seeds")
 
     def _repr_html_(self) -> str:
         """For notebooks: the verdict, the table, the code; one piece of HTML, no scripts."""
@@ -167,23 +160,20 @@ class Prescription(Plain):
         return f"<div><p><b>{html.escape(self.verdict)}</b></p>{table}{code}</div>"
 
 
-COLUMNS = (
-    "", "gradient horizon", "after", "loss", "after", "(seeds)", "of nothing's (95 %)", "stability", "time of a step",
-)  # fmt: skip
+COLUMNS = ("", "gradient horizon", "loss (over the seeds)", "of nothing's (95 %)", "stability", "time")
 
 
 def row(o: Outcome, winner: Candidate | None) -> tuple[str, ...]:
-    """One line of the table."""
-    name = f"> {o.candidate.name}" if o.candidate == winner else f"  {o.candidate.name}"
+    """One line of the table: before and after the training."""
+    name = f"{'>' if o.candidate == winner else ' '} {o.candidate.name}"
     if o.failed:
-        return (name, "-", "-", "-", "-", "-", "-", "could not be run", "-")
+        return (name, "-", "-", "-", "not run", "-")
+    horizon = f"{_horizons(o.horizon(0))} -> {_horizons(o.horizon(1))}"
+    loss = f"{_number(o.start)} -> {_number(o.end)}" + (f" ({_span(o.end_range)})" if o.sound else "")
     against = "-"
     if o.candidate.remedies and not math.isnan(o.against):
         against = f"{'x ' * o.factor}{o.against:.2g} ({_span(o.against_interval)})"
-    return (
-        name, _horizons(o.horizon(0)), _horizons(o.horizon(1)), _number(o.start), _number(o.end), _span(o.end_range),
-        against, o.stability, f"x {o.cost:.2g}",
-    )  # fmt: skip
+    return (name, horizon, loss, against, o.stability, f"x {o.cost:.2g}")
 
 
 def _number(v: float) -> str:
@@ -199,4 +189,4 @@ def _horizons(found: tuple[Horizon, Horizon] | None) -> str:
         return "-"
     low, high = found
     ends = [f"{h.steps}{'+' * h.at_least}" for h in (low, high)]
-    return ends[0] if low == high else " to ".join(ends)
+    return ends[0] if low == high else "..".join(ends)

@@ -1,0 +1,46 @@
+"""How long the lab takes to answer a slider, cell by cell, over HTTP as the page asks: at the start, at the limits.
+
+python -m benchmarks.lab_answers
+"""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+import urllib.request
+from urllib.parse import urlencode
+
+import torch
+
+from throughtime import cells
+from throughtime.live.app import serve
+from throughtime.live.lab import LIMITS, Setting
+
+ROUNDS = 9
+
+
+def main() -> None:
+    limits = {"units": LIMITS["units"][1], "steps": LIMITS["steps"][1]}
+    start = {"units": Setting.units, "steps": Setting.steps}
+    with serve() as server:
+        times: dict[tuple[str, bool], list[float]] = {}
+        for seed in range(ROUNDS + 1):
+            for cell in cells.NAMES:
+                for large in (False, True):
+                    query = urlencode({"cell": cell, "seed": seed, **(limits if large else start)})
+                    began = time.perf_counter()
+                    urllib.request.urlopen(f"{server.address}lab/network?{query}").read()
+                    if seed:  # the first round traces the cells
+                        times.setdefault((cell, large), []).append(time.perf_counter() - began)
+    print(f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}, 1 thread")
+    print(f"median of {ROUNDS} answers in milliseconds; the page asks once for each of its one or two cells")
+    heads = [f"{v['units']} units, {v['steps']} steps" for v in (start, limits)]
+    print(f"{'cell':26}{heads[0]:>20}{heads[1]:>24}")
+    for cell in cells.NAMES:
+        a, b = (1e3 * statistics.median(times[cell, large]) for large in (False, True))
+        print(f"{cell:26}{a:20.0f}{b:24.0f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from throughtime.engine import backends
+from throughtime.engine.triton import schedule
 
 
 @pytest.fixture(autouse=True)
@@ -11,9 +12,15 @@ def interpreted(monkeypatch):
     # Read when a backend is asked for, not when Triton is imported: Triton itself stays as it is.
     if not torch.cuda.is_available():
         monkeypatch.setenv("TRITON_INTERPRET", "1")
-    backends._choose.cache_clear()
+        # A scan is interpreted number by number: small tiles, and all the more of them.
+        monkeypatch.setattr(schedule, "STEPS", 8)
+        monkeypatch.setattr(schedule, "UNITS", 16)
+    remembered = (schedule._choose, backends._choose)
+    for rule in remembered:
+        rule.cache_clear()
     yield
-    backends._choose.cache_clear()
+    for rule in remembered:
+        rule.cache_clear()
 
 
 @pytest.fixture(autouse=True)

@@ -18,16 +18,19 @@ MULTIPROCESSORS = 108
 
 
 def launches(monkeypatch, p):
-    """What a forward and a backward pass would launch on a GPU: text, arguments, constants, warps, cooperative."""
+    """What a forward and a backward pass would launch on a GPU: text, arguments, constants, options."""
     found = []
 
-    def note(text, grid, arguments, constants, warps, cooperative=False):
-        found.append((text, dict(arguments), dict(constants), warps, cooperative))
+    def note(text, grid, arguments, constants, warps, stages, cooperative=False):
+        options = {"num_warps": warps, "num_stages": stages, "launch_cooperative_grid": cooperative}
+        found.append((text, dict(arguments), dict(constants), options))
         for name, v in arguments.items():
             if name.startswith(("out", "gout", "sequence", "kept", "dz")) and isinstance(v, torch.Tensor):
                 v.zero_()
 
     made, rule = kernel.constants_of, schedule._choose
+    monkeypatch.setattr(schedule, "STEPS", 64)
+    monkeypatch.setattr(schedule, "UNITS", 32)
     monkeypatch.setattr(call.kernel, "launch", note)
     monkeypatch.setattr(kernel, "constants_of", lambda low, full, _, **sizes: made(low, full, False, **sizes))
     monkeypatch.setattr(schedule, "_choose", lambda *a: rule(*a[:7], MULTIPROCESSORS, schedule.ON_CHIP, True))
@@ -41,7 +44,7 @@ def assemble(monkeypatch, launch, capability: int):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    text, arguments, constants, warps, cooperative = launch
+    text, arguments, constants, options = launch
     signature, aligned, fixed = {}, {}, {}
     for i, name in enumerate(text.params):
         v = arguments[name]
@@ -53,7 +56,6 @@ def assemble(monkeypatch, launch, capability: int):
         signature[name], fixed[(len(text.params) + j,)] = "constexpr", constants[name]
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     source = ASTSource(kernel.compiled(text), signature=signature, constexprs=fixed, attrs=aligned)
-    options = {"num_warps": warps, "launch_cooperative_grid": cooperative}
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
@@ -67,6 +69,7 @@ CASES = [
     ("gru-reset-before", torch.bfloat16, {"H": 768}, ["together", "together"], 90),
     ("users-own", torch.float32, {"H": 200, "reverse": True, "lengths": True}, ["together", "together"], 80),
     ("lstm-1997", torch.float16, {"H": 300, "truncated": True, "lengths": True}, ["together", "scan"], 90),
+    ("lstm", torch.float32, {"H": 40, "truncated": True, "lengths": True}, ["alone", "scan"], 80),
 ]
 
 
@@ -84,3 +87,4 @@ def test_they_compile_for_a_gpu(name, low, options, modes, capability, monkeypat
         assert ("mma.sync" in ptx) == (s.mode != "scan" and low != torch.float32)  # the tensor cores multiply
         assert bool(re.search(r"atom\.(global\.)?(acq_rel\.gpu|gpu.*acq_rel)", ptx)) == (s.mode == "together")
         assert made.metadata.launch_cooperative_grid == (s.mode == "together")
+        assert "cp.async" not in ptx  # nothing that another program writes is read ahead of the barrier

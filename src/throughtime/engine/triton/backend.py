@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from throughtime.engine.tape import Tape
-from throughtime.engine.triton.additive import summed
 from throughtime.engine.triton.backward_text import backward_texts, factors
 from throughtime.engine.triton.call import (
     backward_analysis,
@@ -25,6 +24,7 @@ from throughtime.engine.triton.call import (
 )
 from throughtime.engine.triton.forward_text import RECURRENT, forward_texts
 from throughtime.engine.triton.scan_text import scan_text
+from throughtime.engine.triton.scannable import scannable
 from throughtime.engine.triton.support import no_room, refusal
 from throughtime.engine.triton.writer import Text
 from throughtime.errors import BackendError
@@ -65,7 +65,7 @@ def _forward(tape, x, W, U, b, units, matrices, states, lengths, reverse, save):
         return sequences, finals, kept
     analysis = forward_analysis(tape, save, H, sizes.P, sizes.matrices)
     recurrent = sum(c.h is not None for c in tape.columns)
-    sums = None if recurrent else summed(analysis.tape, "s")
+    sums = None if recurrent else scannable(analysis.tape, "s")
     s = schedule_of(analysis, sizes, recurrent, p.low, sums is not None, x.device)
     form = form_of(s, sizes, p, lengths, reverse)
     if s.mode == "scan":
@@ -146,7 +146,7 @@ def _through_time(
     T, B, H = sizes.T, sizes.B, sizes.H
     analysis = backward_analysis(tape, H, sizes.P, sizes.matrices)
     recurrent = 0 if truncated else sum(c.h is not None for c in tape.columns)
-    sums = None if recurrent else summed(analysis.tape, "d")
+    sums = None if recurrent else scannable(analysis.tape, "d")
     s = schedule_of(analysis, sizes, recurrent, p.low, sums is not None, U.device)
     form = form_of(s, sizes, p, lengths, reverse, truncated)
     widths = kept_widths(tape, H, sizes.P, sizes.matrices)

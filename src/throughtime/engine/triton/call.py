@@ -127,16 +127,16 @@ def run(
         for start in range(0, batches, s.batch):
             grid = (min(s.batch, batches - start), s.tiles)
             arguments["start"] = start
-            kernel.launch(texts[0], grid, arguments, constants, s.warps, cooperative=s.tiles > 1)
+            kernel.launch(texts[0], grid, arguments, constants, s.warps, s.stages, cooperative=s.tiles > 1)
         return
     grid = (batches, s.tiles)
     if s.mode in ("alone", "scan"):
-        kernel.launch(texts[0], grid, arguments, constants, s.warps)
+        kernel.launch(texts[0], grid, arguments, constants, s.warps, s.stages)
         return
     for step in range(sizes.T):
         arguments["begin"], arguments["end"] = step, step + 1
         for text in texts:
-            kernel.launch(text, grid, arguments, constants, s.warps)
+            kernel.launch(text, grid, arguments, constants, s.warps, s.stages)
 
 
 def tables(texts: Sequence[Text], analysis: Analysis, sizes: Sizes, p: Precision, like: Tensor) -> dict[str, Tensor]:

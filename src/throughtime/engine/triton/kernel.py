@@ -34,11 +34,13 @@ def plain_function(text: Text) -> Any:
 def _function(source: str, name: str) -> Any:
     import triton.language as tl
 
+    from throughtime.engine.triton.combine import follow
+
     key = hashlib.sha256(source.encode()).hexdigest()[:16]
     file = f"<throughtime kernel {name} {key}>"
     # Triton reads a kernel's source through linecache, as the debugger and the traceback do.
     linecache.cache[file] = (len(source), None, source.splitlines(True), file)
-    space: dict[str, Any] = {"tl": tl, "__name__": f"throughtime_kernel_{key}"}
+    space: dict[str, Any] = {"tl": tl, "follow": follow, "__name__": f"throughtime_kernel_{key}"}
     exec(compile(source, file, "exec"), space)
     return space[name]
 
@@ -67,6 +69,7 @@ def launch(
     arguments: Mapping[str, Any],
     constants: Mapping[str, Any],
     warps: int,
+    stages: int,
     cooperative: bool = False,
 ) -> None:
     """Runs a kernel on the current stream of its tensors' device, or, for tensors in main memory, interpreted.
@@ -83,7 +86,8 @@ def launch(
 
     try:
         with torch.cuda.device(device):
-            compiled(text)[grid](*values, **fixed, num_warps=warps, launch_cooperative_grid=cooperative)
+            how = {"num_warps": warps, "num_stages": stages, "launch_cooperative_grid": cooperative}
+            compiled(text)[grid](*values, **fixed, **how)
     except OutOfResources as err:
         raise _refused(text, grid, err) from None
     except RuntimeError as err:

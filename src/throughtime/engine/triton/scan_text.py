@@ -1,4 +1,4 @@
-"""A pass whose states are only added to, as the text of a Triton kernel: a sum over chunks of time, all units apart."""
+"""A pass whose states are carried on linearly, as the text of a Triton kernel: a scan over chunks of time."""
 
 from __future__ import annotations
 
@@ -8,15 +8,20 @@ from throughtime.engine.triton.analysis import Analysis
 from throughtime.engine.triton.backward_text import factors
 from throughtime.engine.triton.expressions import lines_of
 from throughtime.engine.triton.forward_text import kept_offsets, kept_row
+from throughtime.engine.triton.scannable import Carried, factor_of
+from throughtime.engine.triton.scannable import factors as factor_text
 from throughtime.engine.triton.writer import Form, Text, Writer, used
 
 
 class _Scan(Writer):
     """One program has one sequence and some units; a tile is [steps, units], its rows in the order of the pass."""
 
-    def __init__(self, form: Form, analysis: Analysis, summed: tuple[int, ...], kept: tuple[str, ...], backward: bool):
+    def __init__(
+        self, form: Form, analysis: Analysis, moving: tuple[Carried, ...], kept: tuple[str, ...], backward: bool
+    ):
         super().__init__(form, analysis)
-        self.summed, self.kept, self.backward = summed, kept, backward
+        self.added = {c.number: c.added for c in moving}
+        self.kept, self.backward = kept, backward
         self.carried = "d" if backward else "s"
         names = self.tape.names(self.carried)
         self.S = len(names)
@@ -39,7 +44,7 @@ class _Scan(Writer):
         for i, j in used(self.tape, "w"):
             self.put(f"w{j} = tl.load({self.param(f'unit{j}')} + oH, mask=mH, other=0).to(CT)[None, :]")
             self.name[i] = f"w{j}"
-        for j in self.summed:
+        for j in self.added:
             at = f"{self.param(f'in{j}')} + tl.cast(pm, tl.int64) * H + oH"
             self.put(f"c{j} = tl.load({at}, mask=mH, other=0).to(CT)[None, :]")
         sums = [(self.tape.names("w").index(o.name), o.values[0]) for o in self.tape.outputs if o.kind == "w"]
@@ -110,7 +115,7 @@ class _Scan(Writer):
                 self.name[i] = f"s{j}"
         # A carried value that does not go out is there at the first step only.
         for i, j in self.inputs.items():
-            if j not in self.summed:
+            if j not in self.added:
                 at = self.at(self.param(f"in{j}"), "r", "H")
                 self.load(f"{self.carried}{j}", at, "enters & mH[None, :]")
                 self.name[i] = f"{self.carried}{j}"
@@ -126,30 +131,54 @@ class _Scan(Writer):
         self.put(f"{target} = {target} + earlier")
 
     def _sum(self) -> None:
-        """What each step adds, with nothing carried; the running sums; then the carried values themselves."""
-        if not self.summed:
+        """What each step makes of the carried values, v -> a v + b; these maps, one after the other; the values."""
+        if not self.added:
             return
-        self.put("nothing = tl.full([BM, BH], 0.0, CT)")
-        trial = dict(self.name) | {i: "nothing" for i, j in self.inputs.items() if j in self.summed}
-        needed: set[int] = {self.out[j] for j in self.summed}
+        moving = {i: j for i, j in self.inputs.items() if j in self.added}
+        self.put("nothing = tl.full([BM, BH], 0.0, CT)", "whole = tl.full([BM, BH], 1.0, CT)")
+        trial = dict(self.name) | dict.fromkeys(moving, "nothing")
+        factor = dict.fromkeys(moving, "whole")
+        needed: set[int] = {self.out[j] for j in self.added}
         for v in reversed(self.analysis.order):
             if v in needed:
                 needed.update(self.analysis.op(v).args)
+        multiples = factor_of(self.tape, moving)
         for v in self.analysis.order:
-            if v in needed:
-                self._operation(v, f"a{v}", trial)
+            if v not in needed:
+                continue
+            self._operation(v, f"a{v}", trial)
+            if v in multiples and not self.added[multiples[v]]:
+                op = self.analysis.op(v)
+                linear, given = factor_text(op, [trial[a] for a in op.args], [factor.get(a) for a in op.args])
+                self.put(*lines_of(linear, f"f{v}", given, self.form.double))
+                factor[v] = f"f{v}"
         read = {a for op in self.tape.ops for a in op.args}
-        for j in self.summed:
+        for j, added in self.added.items():
+            self._carry(j, added, trial[self.out[j]], factor.get(self.out[j], "nothing"))
+            for i in [i for i, k in moving.items() if k == j and i in read]:
+                self.put(f"{self.carried}{j} = before{j}")
+                self.name[i] = f"{self.carried}{j}"
+
+    def _carry(self, j: int, added: bool, adds: str, factor: str) -> None:
+        self.put(f"add{j} = tl.where(valid, tl.broadcast_to({adds}, [BM, BH]), 0.0)")
+        if added:
             self.put(
-                f"add{j} = tl.where(valid, tl.broadcast_to({trial[self.out[j]]}, [BM, BH]), 0.0)",
                 f"sum{j} = c{j} + tl.associative_scan(add{j}, 0, tl.standard._sum_combine)",
+                f"before{j} = sum{j} - add{j}",
                 f"c{j} = c{j} + tl.reduce(add{j}, 0, tl.standard._sum_combine, keep_dims=True)",
             )
-            self.name[self.out[j]] = f"sum{j}"
-            for i, k in self.inputs.items():
-                if k == j and i in read:
-                    self.put(f"{self.carried}{j} = sum{j} - add{j}")
-                    self.name[i] = f"{self.carried}{j}"
+        else:
+            last = f"tl.where(step == BM - 1, sum{j}, 0.0)"
+            self.put(
+                f"mul{j} = tl.where(valid, tl.broadcast_to({factor}, [BM, BH]), 1.0)",
+                f"all{j}, some{j} = tl.associative_scan((mul{j}, add{j}), 0, follow)",
+                f"sum{j} = all{j} * c{j} + some{j}",
+                "step = tl.arange(0, BM)[:, None]",
+                "behind = tl.broadcast_to(tl.maximum(step - 1, 0), [BM, BH])",
+                f"before{j} = tl.where(step == 0, c{j}, tl.gather(sum{j}, behind, 0))",
+                f"c{j} = tl.reduce({last}, 0, tl.standard._sum_combine, keep_dims=True)",
+            )
+        self.name[self.out[j]] = f"sum{j}"
 
     def _results(self, sums: list[tuple[int, int]]) -> None:
         def shown(v: int) -> str:
@@ -179,7 +208,7 @@ class _Scan(Writer):
 
 @lru_cache(maxsize=512)
 def scan_text(
-    form: Form, analysis: Analysis, summed: tuple[int, ...], kept: tuple[str, ...], backward: bool
+    form: Form, analysis: Analysis, moving: tuple[Carried, ...], kept: tuple[str, ...], backward: bool
 ) -> Text:  # fmt: skip
     """The kernel of a pass that can be scanned."""
-    return _Scan(form, analysis, summed, kept, backward).kernel()
+    return _Scan(form, analysis, moving, kept, backward).kernel()

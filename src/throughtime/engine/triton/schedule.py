@@ -14,6 +14,8 @@ BESIDE = 32 * 1024
 # No program has fewer rows or units than a tile of the tensor cores.
 LEAST = 16
 MOST_ROWS = 64
+# The tile of a scan.
+STEPS, UNITS = 64, 32
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,12 @@ class Schedule:
     warps: int
     split: int = 1
 
+    @property
+    def stages(self) -> int:
+        """How many rounds of a loop Triton may read ahead. In a loop over steps none: what another program writes at
+        a barrier must not be read before it. Within a step, weights that are not held."""
+        return 1 if self.held else 3
+
     def chunks(self, H: int, P: int) -> tuple[int, int]:
         """Into how many parts a sum over H and over P units is cut where it is not one."""
         return (1, 1) if self.mode in ("alone", "scan") else (_parts(H, self.depth), _parts(P, self.depth))
@@ -57,9 +65,9 @@ def choose(
     """The schedule of a pass over B sequences.
 
     weights: how many [H, P] matrices the steps multiply by; size: bytes of a weight; exchanges: whether any unit needs
-    another's value (a product, a mean); scans: whether states are only ever added to.
+    another's value (a product, a mean); scans: whether states are carried on linearly, see `scannable`.
 
-    1. A state that is only added to is scanned over chunks of time.
+    1. States that are carried on linearly, each by itself, are scanned over chunks of time.
     2. Without exchange each program has some units and waits for nobody: "alone".
     3. Where all weights fit into one program's registers (ON_CHIP), it has all units: "alone".
     4. Else units are shared by the fewest programs that can hold the weights, if all programs can be on the device at
@@ -78,7 +86,7 @@ def _choose(
     rows = LEAST
     whole_H, whole_P = max(LEAST, power_of_two(H)), max(LEAST, power_of_two(P))
     if scans:
-        return Schedule("scan", 64, 32, 32, LEAST, _parts(H, 32), B, True, 4)
+        return Schedule("scan", STEPS, UNITS, UNITS, LEAST, _parts(H, UNITS), B, True, 4)
     if not exchanges:
         tiles = _parts(H, 64)
         while rows < MOST_ROWS and _parts(B, rows) * tiles > 4 * room:
@@ -89,7 +97,7 @@ def _choose(
         while rows < MOST_ROWS and _parts(B, rows) > room:
             rows *= 2
         return Schedule(
-            "alone", rows, whole_H, whole_P, LEAST, 1, _parts(B, rows), True, 8 if total > ON_CHIP // 2 else 4
+            "alone", rows, whole_H, whole_P, LEAST, 1, _parts(B, rows), True, 8 if total >= ON_CHIP // 2 else 4
         )
     tile, held = _tile(H, P, weights, size, room, chip)
     tiles = max(_parts(H, tile), 1)

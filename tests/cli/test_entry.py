@@ -52,7 +52,7 @@ assert "torch" not in sys.modules
         "sample",
         "demo",
         "--resume RUN",
-        "--symbols {characters,bytes}",
+        "--symbols {characters,bytes,words}",
         "--temperature FLOAT",
     ):
         assert word in done.stdout
@@ -104,7 +104,7 @@ def test_bytes_train_and_sample(text_file: Path, options: list[str], capsys: Cap
     [
         (["train"], "name a text file to learn from (throughtime train FILE), or a run to --resume"),
         (["train", "no.txt"], "there is no file "),
-        (["train", "."], "is a directory; name a text file"),
+        (["train", "empty"], "has no files in it; name a text file"),
         (["train", "cats.txt", "--cell", "lsmt"], "there is no cell 'lsmt' (did you mean lstm?)"),
         (["train", "cats.txt", "--lr", "-1"], "lr must be greater than 0, got -1"),
         (["train", "cats.txt", "--lr", "nan"], "lr must be a finite number"),
@@ -122,6 +122,7 @@ def test_what_cannot_be_used_gives_one_line_and_status_2(
 ) -> None:
     if words[:2] == ["train", "cats.txt"] and not set(words) & set(options):
         words = [*words, *options]
+    Path("empty").mkdir()
     fails(capsys, words, says)
     assert not Path("runs").exists()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from throughtime.train.config import LMConfig
+from throughtime.train.kinds import LMConfig
 
 
 @pytest.fixture

@@ -61,9 +61,9 @@ def damage(place: Path, how: str) -> None:
     elif how == "no json":
         meta.write_text("{")
     elif how == "incomplete meta":
-        meta.write_text('{"format": 1}')
+        meta.write_text('{"format": 2}')
     elif how == "other version":
-        meta.write_text(meta.read_text().replace('"format": 1', '"format": 2'))
+        meta.write_text(meta.read_text().replace('"format": 2', '"format": 3'))
     elif how == "other config":
         meta.write_text(json.dumps({**json.loads(meta.read_text()), "config": "0" * 64}))
     elif how == "other size":
@@ -98,7 +98,7 @@ def damage(place: Path, how: str) -> None:
         ("missing meta", "is not complete: meta.json is missing"),
         ("no json", "is damaged: meta.json cannot be read"),
         ("incomplete meta", "is damaged: meta.json is not complete"),
-        ("other version", "has format 2, and this version of throughtime reads format 1; use that version"),
+        ("other version", "has format 3, and this version of throughtime reads format 2; use that version"),
         ("other config", "belongs to another config"),
         ("other size", "does not fit the model: output.bias is [3] in model.safetensors and ["),
         ("tensor too few", "model.safetensors has no tensor output.bias"),
@@ -215,7 +215,7 @@ def test_a_full_disk_ends_the_run_and_keeps_the_last_checkpoint(
         train(tiny(), run)
     assert sorted(os.listdir(run / "checkpoints")) == ["step-000000", "step-000010"]
     monkeypatch.undo()
-    assert [r.bits for r in resume(run).history] == [r.bits for r in whole.history]
+    assert [r.loss for r in resume(run).history] == [r.loss for r in whole.history]
 
 
 def test_a_run_that_cannot_begin_leaves_nothing(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,23 +264,28 @@ def test_an_existing_run_is_not_overwritten(run: Path, tiny: Tiny) -> None:
         (
             "config.json",
             '{"format": 7}',
-            "config.json has format 7, and this version of throughtime reads format 1",
+            "config.json has format 7, and this version of throughtime reads format 2",
         ),
-        ("config.json", '{"format": 1}', "config.json is damaged"),
+        ("config.json", '{"format": 2}', "config.json is damaged (there is no kind None of run"),
+        ("config.json", '{"format": 2, "kind": "text"}', "config.json is damaged (it has no options)"),
+        ("config.json", '{"format": 2, "kind": "text", "config": {}}', "options are missing"),
         (
             "config.json",
-            '{"format": 1, "config": {"text": "x", "wings": 2}, "changes": []}',
+            '{"format": 2, "kind": "text", "config": {"text": "x", "wings": 2}, "changes": []}',
             "unknown options wings",
         ),
         (
             "config.json",
-            '{"format": 1, "config": {"text": "x", "lr": -1}, "changes": []}',
+            '{"format": 2, "kind": "text", "config": {"text": "x", "lr": -1}, "changes": []}',
             "lr must be greater than 0",
         ),
-        ("vocabulary.json", "{", "vocabulary.json is damaged"),
+        ("schema.json", "{", "schema.json is damaged"),
+        ("schema.json", "[" * 100_000, "schema.json is damaged"),
+        ("config.json", '{"a":' * 100_000, "config.json is damaged"),
         (
-            "vocabulary.json",
-            '{"format": 1, "kind": "bytes", "characters": ""}',
+            "schema.json",
+            '{"format": 2, "data_sha256": "", '
+            '"schema": {"vocabulary": {"kind": "bytes", "characters": "", "words": []}}}',
             "it does not fit config.json",
         ),
     ],

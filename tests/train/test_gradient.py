@@ -6,9 +6,9 @@ from torch.nn import functional
 
 from throughtime.errors import DataError
 from throughtime.flow import gradient_flow
-from throughtime.train.config import LMConfig
 from throughtime.train.data import Streams, Vocabulary
 from throughtime.train.gradient import text_flow
+from throughtime.train.kinds import LMConfig
 from throughtime.train.model import LanguageModel
 
 
@@ -19,7 +19,11 @@ def model():
 
 
 def streams(n=200):
-    return Streams(torch.randint(0, 4, (n,)), batch=3, window=9)
+    return streams_of(torch.randint(0, 4, (n,)))
+
+
+def streams_of(numbers):
+    return Streams(numbers[:-1], numbers[1:], batch=3, window=9)
 
 
 def test_one_window_is_the_flow_of_that_window(model):
@@ -58,7 +62,7 @@ def test_windows_add_up_as_a_larger_batch_does(model):
 
 
 def replace_windows(text, k):
-    later = Streams(torch.zeros(100, dtype=torch.long), batch=3, window=9)
+    later = streams_of(torch.zeros(100, dtype=torch.long))
     later.inputs, later.targets = text.inputs[:, 9 * k :], text.targets[:, 9 * k :]
     later.windows = text.windows - k
     return later
@@ -81,9 +85,9 @@ def test_training_mode_is_put_back_and_dropout_is_off(model):
 
 
 def streams_fixed():
-    return Streams(torch.arange(200) % 4, batch=3, window=9)
+    return streams_of(torch.arange(200) % 4)
 
 
 def test_a_text_of_one_window_is_too_short(model):
     with pytest.raises(DataError, match="from the second window"):
-        text_flow(model, Streams(torch.zeros(40, dtype=torch.long), batch=3, window=9))
+        text_flow(model, streams_of(torch.zeros(40, dtype=torch.long)))

@@ -7,7 +7,7 @@ from dataclasses import FrozenInstanceError
 import pytest
 
 from throughtime.errors import ConfigError
-from throughtime.train.config import LMConfig
+from throughtime.train.kinds import LMConfig
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,10 @@ from throughtime.train.config import LMConfig
         ("clip_norm", -1.0, "clip_norm must be greater than 0, or 0"),
         ("dropout", 1.0, "dropout must be at least 0 and less than 1"),
         ("valid_fraction", 1.0, "valid_fraction must be at least 0 and less than 1"),
-        ("symbols", "words", "symbols must be one of characters, bytes"),
+        ("symbols", "notes", "symbols must be one of characters, bytes, words, got 'notes'"),
+        ("test_fraction", 0.95, "valid_fraction 0.1 and test_fraction 0.95 leave nothing to train on"),
+        ("schedule", "steps", "schedule must be one of constant, linear, cosine"),
+        ("precision", "fp8", "precision must be one of float32, bf16"),
         ("optimiser", "lion", "optimiser must be one of adam, sgd"),
         ("skip", 1, "skip must be true or false"),
         ("cell", 3, "cell must be a string"),

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from throughtime.errors import DataError
-from throughtime.train.config import LMConfig
 from throughtime.train.data import Streams, Vocabulary, read_text
+from throughtime.train.kinds import LMConfig
 
 
 def config(path: Path, **options: object) -> LMConfig:
@@ -22,7 +22,8 @@ def config(path: Path, **options: object) -> LMConfig:
 @settings(deadline=None)
 @given(n=st.integers(2, 120), batch=st.integers(1, 7), window=st.integers(1, 9))
 def test_streams_are_contiguous_and_their_targets_one_ahead(n: int, batch: int, window: int) -> None:
-    streams = Streams(torch.arange(n), batch, window)
+    numbers = torch.arange(n)
+    streams = Streams(numbers[:-1], numbers[1:], batch, window)
     length = (n - 1) // batch
     assert len(streams) == length // window
     for b in range(batch):
@@ -127,7 +128,7 @@ def test_the_way_out_of_a_short_text_leads_out(tmp_path: Path) -> None:
 
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="is a directory"):
+    with pytest.raises(DataError, match="has no files in it; name a text file, or a folder of them"):
         read_text(config(tmp_path))
     with pytest.raises(DataError, match="there is no file"):
         read_text(config(tmp_path / "no"))

@@ -7,15 +7,16 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
 
 from throughtime.errors import ConfigError, DataError, NonFiniteError
-from throughtime.train import LMConfig, StepRecord, TrainResult, generate, load, read_text, resume, train
-from throughtime.train import loop as loop_module
+from throughtime.train import LMConfig, StepRecord, TrainResult, generate, load, read_text, resume, train, updates
 from throughtime.train.checkpoint import steps_in
+from throughtime.train.data.schema import TextSchema
 from throughtime.train.runlog import read_log
 from throughtime.train.session import Session, private_torch
 
@@ -59,14 +60,14 @@ def test_a_run_learns_and_leaves_its_files(tiny: Tiny, tmp_path: Path) -> None:
     assert started == [(run, 0)] and seen == result.history == read_log(run / "log.jsonl")
     assert [r.step for r in seen] == list(range(1, 61))
     assert [r.step for r in seen if r.valid is not None] == [10, 20, 30, 40, 50, 60]
-    assert seen[-1].bits < 0.7 * seen[0].bits
+    assert seen[-1].loss < 0.7 * seen[0].loss
     assert result.best_valid == min(r.valid for r in seen if r.valid is not None)
     assert seen[result.best_step - 1].valid == result.best_valid
     assert sorted(p.name for p in run.iterdir()) == [
         "checkpoints",
         "config.json",
         "log.jsonl",
-        "vocabulary.json",
+        "schema.json",
     ]
     assert len(generate(load(run), "the c", 20)) == 20
 
@@ -76,13 +77,13 @@ def test_the_first_loss_and_norm_are_those_of_the_initial_weights(tiny: Tiny, tm
     record = train(config, tmp_path / "run").history[0]
     text = read_text(config)
     with private_torch(config):
-        model = Session(config, text.vocabulary).model.double()
+        model = Session(config, TextSchema(text.vocabulary)).model.double()
     x, y = text.train.window(0)
     p = torch.softmax(model(x)[0], -1).gather(-1, y[..., None])
     loss = -p.log2().mean()
     (loss * math.log(2)).backward()
     norm = math.sqrt(sum(float(q.grad.square().sum()) for q in model.parameters() if q.grad is not None))
-    assert record.bits == pytest.approx(loss.item(), rel=1e-5)  # float32 against float64
+    assert record.loss == pytest.approx(loss.item(), rel=1e-5)  # float32 against float64
     assert record.grad_norm == pytest.approx(norm, rel=1e-4)
 
 
@@ -104,7 +105,7 @@ def test_the_state_is_carried_inside_an_epoch_and_dropped_at_its_end(tiny: Tiny,
     config = tiny(lr=1e-30, steps=40, dropout=0.0)  # the weights stay: equal windows and states give equal losses
     windows = len(read_text(config).train)
     assert 40 > windows > 2
-    bits = [r.bits for r in train(config, tmp_path / "run").history]
+    bits = [r.loss for r in train(config, tmp_path / "run").history]
     assert bits[windows:] == bits[: 40 - windows]
     text = read_text(config)
     model = load(tmp_path / "run")
@@ -200,7 +201,7 @@ def test_texts_with_little_in_them_train(tmp_path: Path, tiny: Tiny, text: str, 
     path = tmp_path / "t.txt"
     path.write_text(text)
     result = train(tiny(text=str(path), symbols=symbols, steps=20, window=4, lr=0.05), tmp_path / "run")
-    assert result.history[-1].bits <= result.history[0].bits
+    assert result.history[-1].loss <= result.history[0].loss
     assert len(generate(load(tmp_path / "run"), "a", 5).encode("utf-8", "replace")) >= 5
 
 
@@ -215,18 +216,18 @@ def test_no_validation_keeps_the_last(tiny: Tiny, tmp_path: Path) -> None:
 def break_at(monkeypatch: pytest.MonkeyPatch, step: int, what: str) -> None:
     """Put a NaN into the loss, or one into a gradient, of that step (1 is the first)."""
     calls = [0]
-    real = loop_module.functional.cross_entropy
+    real = updates.total_loss
 
-    def cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        calls[0] += logits.requires_grad
-        loss = real(logits, target)
-        if logits.requires_grad and calls[0] == step:
+    def total_loss(schema: Any, outputs: torch.Tensor, batch: Any) -> torch.Tensor:
+        calls[0] += 1
+        loss = real(schema, outputs, batch)
+        if calls[0] == step:
             if what == "loss":
                 return loss * math.nan
-            logits.register_hook(lambda g: g.index_fill(-1, torch.tensor([0]), math.inf))
+            outputs.register_hook(lambda g: g.index_fill(-1, torch.tensor([0]), math.inf))
         return loss
 
-    monkeypatch.setattr(loop_module.functional, "cross_entropy", cross_entropy)
+    monkeypatch.setattr(updates, "total_loss", total_loss)
 
 
 @pytest.mark.parametrize(("what", "says"), [("loss", "the loss is nan"), ("gradient", "the gradient of ")])

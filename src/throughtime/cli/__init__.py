@@ -1,4 +1,4 @@
-"""The commands: `throughtime train`, `throughtime sample`, `throughtime demo`."""
+"""The commands of `throughtime`: train, sample, forecast, evaluate, diagnose, watch, and the rest of `entry`."""
 
 from __future__ import annotations
 

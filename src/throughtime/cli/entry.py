@@ -11,7 +11,8 @@ from typing import Annotated, Any, Union
 import tyro
 
 from throughtime import __version__
-from throughtime.cli.options import Demo, Diagnose, Lab, Prescribe, Sample, Serve, Train, Watch
+from throughtime.cli.options import Demo, Diagnose, Evaluate, Forecast, Lab, Prescribe, Report, Sample, Serve, Watch
+from throughtime.cli.train_options import KINDS, Train, kind_in
 from throughtime.errors import NonFiniteError, ThroughtimeError
 from throughtime.files import WriteError
 
@@ -22,9 +23,12 @@ _DESCRIPTION = """Train recurrent networks, and see how far back in time their g
 COMMANDS = {
     "train": (Train, "train"),
     "sample": (Sample, "sample"),
+    "forecast": (Forecast, "use"),
+    "evaluate": (Evaluate, "use"),
     "demo": (Demo, "demo"),
     "diagnose": (Diagnose, "diagnose"),
     "prescribe": (Prescribe, "prescribe"),
+    "report": (Report, "report"),
     "watch": (Watch, "watch"),
     "serve": (Serve, "serve"),
     "lab": (Lab, "serve"),
@@ -67,12 +71,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def parse(words: Sequence[str], train: Train | None = None) -> Any:
+def parse(words: Sequence[str], train: Any = None) -> Any:
     """The options in `words`; those of `train` that are not there are taken from `train`.
 
     For words that make no sense, tyro explains them and exits with status 2.
     """
-    given: dict[str, Any] = {"train": {"default": train or Train()}}
+    kind = kind_in(words)
+    if kind or (train is not None and words[:1] == ["train"]):
+        options = type(train) if train is not None else KINDS[str(kind)]
+        rest = words[2:] if kind else words[1:]
+        return tyro.cli(options, prog=f"throughtime train {kind or ''}".strip(), default=train or options(), args=rest)
+    given: dict[str, Any] = {"train": {"default": Train()}}
     choices = [
         Annotated[options, tyro.conf.subcommand(name, **given.get(name, {}))] for name, (options, _) in COMMANDS.items()
     ]
@@ -82,7 +91,7 @@ def parse(words: Sequence[str], train: Train | None = None) -> Any:
 
 def _run(options: Any, words: Sequence[str]) -> int:
     """Each command is imported when it is wanted, so that help does not wait for torch."""
-    module = next(module for kind, module in COMMANDS.values() if type(options) is kind)
+    module = next((module for kind, module in COMMANDS.values() if type(options) is kind), "train")
     return importlib.import_module(f"throughtime.cli.{module}").main(options, words) or 0
 
 

@@ -2,50 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from throughtime.train.config import LMConfig
-
 _FILE = tyro.conf.arg(metavar="FILE", help_behavior_hint="")
 _ARGS = tyro.conf.arg(metavar="ARGS", help_behavior_hint="")
 _RUN = tyro.conf.arg(metavar="RUN", help_behavior_hint="")
-
-
-@dataclass(frozen=True)
-class Train(LMConfig):
-    """Train a language model on a text file.
-
-    The run goes to a directory of its own with its options, its log and its checkpoints. Ctrl-C saves before
-    it stops; `throughtime train --resume RUN` goes on from there to the same numbers.
-    """
-
-    text: Annotated[tyro.conf.Positional[str], _FILE] = ""
-    """The text file to learn from. Not needed with --resume."""
-    run: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: runs/FILE-CELL)")] = None
-    """Directory of the new run; one that already holds something is refused."""
-    resume: Annotated[Path | None, _RUN] = None
-    """Continue this run. Its options stay, except for those given here; only --steps, --lr, --clip-norm,
-    --valid-every, --valid-windows, --checkpoint-every, --threads and --device may change."""
-    checkpoint: str = "last"
-    """With --resume: the checkpoint to go on from, as last, best or step-000200. Later ones are dropped."""
-    print_every: int = 50
-    """Where the output is not a terminal: print a line every so many steps."""
-
-    def __post_init__(self) -> None:
-        """Check nothing yet: `config` does, once it is known whether a run is continued."""
-
-    def config(self) -> LMConfig:
-        """The options of the run; raises `ConfigError` when one makes no sense."""
-        return LMConfig(**{field.name: getattr(self, field.name) for field in fields(LMConfig)})
-
-    @classmethod
-    def like(cls, config: LMConfig) -> Train:
-        """Options that start from those of an earlier run."""
-        return cls(**asdict(config))
 
 
 @dataclass(frozen=True)
@@ -63,6 +28,10 @@ class Sample:
     """How many symbols to write."""
     temperature: float = 1.0
     """1 is what the model learned; less is safer, more is bolder, 0 takes the likeliest symbol each time."""
+    top_k: int = 0
+    """Draw from so many likeliest symbols only; 0 draws from all."""
+    top_p: float = 1.0
+    """Draw from the fewest symbols only that together have this probability."""
     seed: int = 0
     """The same seed gives the same text."""
     checkpoint: str = "best"
@@ -104,6 +73,26 @@ class Watch:
     """The share of training time that watching may take: 0.02 is 2 %. 0 measures once, inf every step."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: runs/watch-SCRIPT)")] = None
     """Directory for the diagnosis and the history; one that already holds something is refused."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Make a page of a trained run, or of a saved diagnosis: one file that opens offline.
+
+    The verdict, the horizons, the gradient of every loss at every step of its past, the gates, the findings with what
+    to do, and the run's own text, in which one can point at a character and see where its loss sends gradient.
+    """
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN|FILE", help_behavior_hint="")]
+    """The directory of a run of `throughtime train` on text, or a saved diagnosis."""
+    checkpoint: str = "best"
+    """Which checkpoint: best (by validation), last, or a name such as step-000200."""
+    text: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: where it was)")] = None
+    """Where the text is now, if it was moved."""
+    use: bool = True
+    """Measure also how far back the model looks, by replacing what is older."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: beside it)")] = None
+    """Where the page goes."""
 
 
 @dataclass(frozen=True)
@@ -181,3 +170,39 @@ class Prescribe:
     """Of a run: where the text is now, if it was moved."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: not saved)")] = None
     """Where the result is saved."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Tell how good a trained run is on data that it did not learn from.
+
+    The mean loss and what else fits: bits per symbol and perplexity of a text, accuracy of labels, CRPS and errors of a
+    forecast, the part of a task's sequences that is right; and what simple rivals reach on the same data.
+    """
+
+    run: Annotated[tyro.conf.Positional[Path], _RUN]
+    """The directory of a run of `throughtime train`."""
+    part: str = ""
+    """valid or test; without it the test part where the run kept one, else the validation part."""
+    data: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: the run's own)")] = None
+    """Another file of the same kind, all of it."""
+    checkpoint: str = "best"
+    """Which checkpoint: best (by validation), last, or a name such as step-000200."""
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Forecast the steps behind the last row of a table, as a CSV table: mean and quantiles of each step ahead."""
+
+    run: Annotated[tyro.conf.Positional[Path], _RUN]
+    """The directory of a run of `throughtime train forecast`."""
+    data: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: the run's own)")] = None
+    """Another table with the same columns."""
+    quantiles: tuple[float, ...] = (0.1, 0.5, 0.9)
+    """Probabilities between 0 and 1."""
+    checkpoint: str = "best"
+    """Which checkpoint: best (by validation), last, or a name such as step-000200."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: printed)")] = None
+    """Where the table is written, whole or not at all."""

@@ -45,9 +45,9 @@ class Board:
         """Print a line over the bars, as it is."""
         self.console.print(line, markup=False)
 
-    def add(self, name: str, steps: int, start: int = 0) -> Callable[[StepRecord], None]:
-        """Add a run that goes on from step `start` to `steps`; returns an `on_step` for `train`."""
-        row = _Row(steps)
+    def add(self, name: str, steps: int, start: int = 0, unit: str = "bits") -> Callable[[StepRecord], None]:
+        """Add a run that goes on from step `start` to `steps`, its loss in `unit`; returns an `on_step` for `train`."""
+        row = _Row(steps, unit)
         task = self._bars.add_task(name, total=steps, completed=start, line="") if self._bars else None
 
         def on_step(record: StepRecord) -> None:
@@ -63,8 +63,8 @@ class Board:
 class _Row:
     """The numbers of one run, the speed taken over its last 50 steps."""
 
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
+    def __init__(self, steps: int, unit: str) -> None:
+        self.steps, self.unit = steps, unit
         self.seconds: deque[float] = deque(maxlen=50)
         self.valid: float | None = None
 
@@ -78,7 +78,7 @@ class _Row:
         pace = f"{speed:{'.0f' if speed >= 100 else '.3g'}}{unit}"
         valid = f"  valid {self.valid:.3f}" if self.valid is not None else ""
         left = _duration((self.steps - r.step) / speed)
-        return f"{r.bits:.3f} bits{valid}  |grad| {r.grad_norm:.3g}  {pace}  {left} left"
+        return f"{r.loss:.3f} {self.unit}{valid}  |grad| {r.grad_norm:.3g}  {pace}  {left} left"
 
 
 def _duration(seconds: float) -> str:

@@ -6,24 +6,40 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from throughtime.cli.entry import parse
-from throughtime.cli.options import Train
 from throughtime.cli.progress import Board
+from throughtime.cli.train_options import kind_in, like
 from throughtime.errors import ConfigError
 from throughtime.train import StepRecord, TrainResult, resume, train
-from throughtime.train.config import LMConfig
+from throughtime.train.config import RunConfig
 from throughtime.train.rundir import Run
 
+_NEEDED = {
+    "text": "name a text file to learn from (throughtime train FILE), or a run to --resume",
+    "forecast": "name a table to learn from (throughtime train forecast TABLE --target COLUMN), or a run to --resume",
+    "label": "name a table to learn from (throughtime train label TABLE --label COLUMN), or a run to --resume",
+    "notes": "name an archive to learn from (throughtime train notes ARCHIVE), or a run to --resume",
+    "task": "name a task to learn (throughtime train task NAME --lag STEPS), or a run to --resume",
+}
+_USE = {
+    "text": "see what it writes: throughtime sample",
+    "forecast": "see what comes next: throughtime forecast",
+}
 
-def main(options: Train, words: Sequence[str]) -> int:
+
+def main(options: Any, words: Sequence[str]) -> int:
     """Train, and print where everything is."""
     if options.print_every < 1:
         raise ConfigError(f"print_every must be at least 1, got {options.print_every}")
     if options.resume is not None:
         return _resume(options, words)
-    if not options.text:
-        raise ConfigError("name a text file to learn from (throughtime train FILE), or a run to --resume")
+    if not getattr(options, options.source):
+        raise ConfigError(_NEEDED[options.kind])
+    for column in ("target", "label"):
+        if getattr(options, column, None) == "":
+            raise ConfigError(f"say which column with --{column}")
     if options.checkpoint != "last":
         raise ConfigError("--checkpoint says where to continue from and needs --resume RUN")
     config = options.config()
@@ -32,17 +48,17 @@ def main(options: Train, words: Sequence[str]) -> int:
     return _finish(watch, result)
 
 
-def _resume(options: Train, words: Sequence[str]) -> int:
+def _resume(options: Any, words: Sequence[str]) -> int:
     """Read the words again over the run's own options: what then differs is what the user asked to change."""
-    assert options.resume is not None
     if options.run is not None:
         raise ConfigError("--run is for a new run and --resume continues an old one; give one of them")
     saved = Run.open(options.resume).config
-    again = parse(words, Train.like(saved))
-    assert isinstance(again, Train)
+    if kind_in(words) not in (None, saved.kind):
+        raise ConfigError(f"{options.resume} is a run of the kind {saved.kind}, not {kind_in(words)}")
+    again = parse(words, like(saved))
     config = again.config()
-    if not options.text:
-        config = replace(config, text=saved.text)
+    if not getattr(options, saved.source, ""):
+        config = replace(config, **{saved.source: getattr(saved, saved.source)})
     before, after = asdict(saved), asdict(config)
     changes = {name: value for name, value in after.items() if value != before[name]}
     with _Watch(config, options.print_every) as watch:
@@ -55,7 +71,7 @@ def _resume(options: Train, words: Sequence[str]) -> int:
 class _Watch:
     """Shows a run from its first step on; until then there is nothing to show but errors."""
 
-    def __init__(self, config: LMConfig, every: int) -> None:
+    def __init__(self, config: RunConfig, every: int) -> None:
         self.config = config
         self.board = Board(every)
         self._open = ExitStack()
@@ -69,15 +85,17 @@ class _Watch:
     def start(self, path: Path, step: int) -> None:
         self.board.print(f"{'continuing' if step else 'run'} {path}" + (f" from step {step}" if step else ""))
         self._open.enter_context(self.board)
-        self._on_step = self.board.add(self.config.cell, self.config.steps, step)
+        unit = "bits" if self.config.kind == "text" else "loss"
+        self._on_step = self.board.add(self.config.cell, self.config.steps, step, unit)
 
     def step(self, record: StepRecord) -> None:
         self._on_step(record)
 
 
 def _finish(watch: _Watch, result: TrainResult) -> int:
-    unit = "byte" if watch.config.symbols == "bytes" else "character"
+    if result.history and result.history[-1].step < watch.config.steps:
+        watch.board.print(f"stopped at step {result.history[-1].step}: {watch.config.patience} validations no better")
     if result.best_valid is not None:
-        watch.board.print(f"best validation: {result.best_valid:.4f} bits per {unit}, at step {result.best_step}")
-    watch.board.print(f"see what it writes: throughtime sample {result.path}")
+        watch.board.print(f"best validation: {result.best_valid:.4f} {result.unit}, at step {result.best_step}")
+    watch.board.print(f"{_USE.get(watch.config.kind, 'see how good it is: throughtime evaluate')} {result.path}")
     return 0

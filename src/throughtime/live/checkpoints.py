@@ -9,7 +9,7 @@ from typing import Any
 from throughtime.errors import ConfigError
 from throughtime.live import follow
 from throughtime.live.drawn import flow
-from throughtime.train import load, read_text
+from throughtime.train import LanguageModel, load, read_text
 from throughtime.train.gradient import text_flow
 
 
@@ -33,6 +33,8 @@ class Checkpoints:
         with self._lock:  # training needs the processors more: one measurement at a time
             if self._latest.get(run_id, ("",))[0] != name:
                 model = load(run.path, name)
+                if not isinstance(model, LanguageModel):
+                    raise ConfigError("this run has no text; only runs on text are measured here")
                 text = read_text(model.config, model.vocabulary)
                 if text.valid is None:
                     raise ConfigError("this run keeps no text for validation to measure on")

@@ -81,7 +81,7 @@ class Run:
         for line in lines:
             self._watched(line, points, horizons) if self.watched else self._trained(line, points)
         info = {
-            "name": self.name, "watched": self.watched, "unit": "loss" if self.watched else "bits", "step": self.step,
+            "name": self.name, "watched": self.watched, "unit": self._unit(), "step": self.step,
             "steps": self._steps(), "state": self._state(), "checkpoint": self.checkpoint, "alarms": self.alarms[-20:],
         }  # fmt: skip
         if not (first or began or lines or info != self._told):
@@ -94,7 +94,7 @@ class Run:
         if not isinstance(step, int):
             return
         self.step = step
-        points.append([step, _number(line.get("bits")), _number(line.get("grad_norm")), _number(line.get("valid"))])
+        points.append([step, _number(line.get("loss")), _number(line.get("grad_norm")), _number(line.get("valid"))])
         self._check(points[-1])
 
     def _watched(self, line: dict[str, Any], points: list[list[Any]], horizons: list[list[Any]]) -> None:
@@ -120,6 +120,16 @@ class Run:
         for what, value in zip(("loss", "gradient norm", "validation loss"), point[1:], strict=True):
             if isinstance(value, str):
                 self.alarms.append(f"step {point[0]}: the {what} is {value}")
+
+    def _unit(self) -> str:
+        """Of the loss, for short: a run on text has it in bits per symbol."""
+        if self.watched:
+            return "loss"
+        try:
+            kind = json.loads((self.path / "config.json").read_bytes())["kind"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return "loss"
+        return "bits" if kind == "text" else "loss"
 
     def _steps(self) -> int | None:
         """How many steps it is to have, where that is known."""

@@ -1,4 +1,4 @@
-"""The trainer behind the command line: data, loop, checkpoints, generation."""
+"""The trainer behind the command line: data, description of a run, models and heads, loop, checkpoints, use."""
 
 from __future__ import annotations
 
@@ -6,21 +6,36 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from throughtime.train.config import LMConfig
+    from throughtime.train.config import RunConfig
     from throughtime.train.data import TextData, Vocabulary, read_text
+    from throughtime.train.evaluation import Evaluation, evaluate
+    from throughtime.train.forecasting import Forecast, forecast
+    from throughtime.train.kinds import ForecastConfig, LabelConfig, LMConfig, NotesConfig, TaskConfig
     from throughtime.train.loop import TrainingStopped, TrainResult, load, resume, train
-    from throughtime.train.model import LanguageModel
+    from throughtime.train.model import LanguageModel, SequenceModel
+    from throughtime.train.online import Online
     from throughtime.train.runlog import StepRecord
     from throughtime.train.sampling import generate, stream
 
 _HOME = {
-    "LMConfig": "config",
+    "Evaluation": "evaluation",
+    "Forecast": "forecasting",
+    "ForecastConfig": "kinds",
+    "LMConfig": "kinds",
+    "LabelConfig": "kinds",
     "LanguageModel": "model",
+    "NotesConfig": "kinds",
+    "Online": "online",
+    "RunConfig": "config",
+    "SequenceModel": "model",
     "StepRecord": "runlog",
+    "TaskConfig": "kinds",
     "TextData": "data",
     "TrainResult": "loop",
     "TrainingStopped": "loop",
     "Vocabulary": "data",
+    "evaluate": "evaluation",
+    "forecast": "forecasting",
     "generate": "sampling",
     "load": "loop",
     "read_text": "data",
@@ -40,13 +55,24 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
+    "Evaluation",
+    "Forecast",
+    "ForecastConfig",
     "LMConfig",
+    "LabelConfig",
     "LanguageModel",
+    "NotesConfig",
+    "Online",
+    "RunConfig",
+    "SequenceModel",
     "StepRecord",
+    "TaskConfig",
     "TextData",
     "TrainResult",
     "TrainingStopped",
     "Vocabulary",
+    "evaluate",
+    "forecast",
     "generate",
     "load",
     "read_text",

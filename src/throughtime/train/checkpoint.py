@@ -25,9 +25,9 @@ _NAME = re.compile(r"step-(\d{6,})")
 
 @dataclass(frozen=True)
 class Best:
-    """The best validation so far: its loss in bits per symbol and its step; None and 0 before the first."""
+    """The best validation so far: its loss and its step; None and 0 before the first."""
 
-    bits: float | None = None
+    loss: float | None = None
     step: int = 0
 
 
@@ -59,7 +59,7 @@ def save(
         "format": FORMAT,
         "step": step,
         "config": digest,
-        "best_bits": best.bits,
+        "best_loss": best.loss,
         "best_step": best.step,
         "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
     }
@@ -75,7 +75,7 @@ def prune(directory: Path, keep: int) -> None:
             meta = read_meta(directory / step_name(step))
         except CheckpointError:
             return  # one that cannot be read may still name the best: remove nothing
-        if meta["best_bits"] is not None:
+        if meta["best_loss"] is not None:
             kept.add(meta["best_step"])
     _remove(directory, set(steps) - kept)
 
@@ -102,7 +102,7 @@ def find(directory: Path, which: str) -> Path:
     names = [step_name(step) for step in steps]
     if which == "best":
         best = read_meta(directory / names[-1])
-        which = step_name(best["best_step"]) if best["best_bits"] is not None else "last"
+        which = step_name(best["best_step"]) if best["best_loss"] is not None else "last"
     if which == "last":
         which = names[-1]
     if which not in names:
@@ -116,7 +116,7 @@ def read_meta(path: Path) -> dict[str, Any]:
         meta = json.loads(_read(path, META))
         if not isinstance(meta, dict) or "format" not in meta:
             raise ValueError("no format")
-    except ValueError:
+    except (ValueError, RecursionError):
         raise bad(path, f"is damaged: {META} cannot be read") from None
     if meta["format"] != FORMAT:
         raise bad(
@@ -125,12 +125,12 @@ def read_meta(path: Path) -> dict[str, Any]:
             "use that version",
         )
     whole = isinstance(meta.get("sha256"), dict) and {WEIGHTS, RESUME} <= set(meta["sha256"])
-    bits = meta.get("best_bits", "missing")
+    loss = meta.get("best_loss", "missing")
     if not (
         whole
         and isinstance(meta.get("config"), str)
         and isinstance(meta.get("best_step"), int)
-        and (bits is None or isinstance(bits, float))
+        and (loss is None or isinstance(loss, float))
         and _NAME.fullmatch(path.name)
         and meta.get("step") == int(path.name.removeprefix("step-"))
     ):

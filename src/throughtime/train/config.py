@@ -1,63 +1,48 @@
-"""The options of a language-model run, in one frozen dataclass, checked when it is made."""
+"""The description of a run that every kind shares: model and loop, in a frozen dataclass, checked when it is made."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_type_hints
 
 from throughtime.errors import ConfigError
 
-CHANGEABLE = frozenset(
-    {
-        "steps",
-        "lr",
-        "clip_norm",
-        "valid_every",
-        "valid_windows",
-        "checkpoint_every",
-        "threads",
-        "device",
-        "text",
-    }
-)
-"""Options that may differ when a run is continued; the others fix what the model is and what it reads."""
-
+Self = TypeVar("Self", bound="RunConfig")
 _LARGEST = 2**31 - 1
-_WHOLE = {  # name: smallest value allowed
-    "embedding": 1,
-    "hidden": 1,
-    "layers": 1,
-    "window": 1,
-    "batch": 1,
-    "steps": 1,
-    "valid_every": 1,
-    "valid_windows": 1,
-    "checkpoint_every": 1,
-    "threads": 0,
-    "seed": 0,
-}
-_CHOICES = {"symbols": ("characters", "bytes"), "optimiser": ("adam", "sgd")}
 
 
-@dataclass(frozen=True)
-class LMConfig:
-    """Everything that determines a run of the language-model trainer, except where it is written.
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that determines a run, except where it is written; each kind of data adds what it needs.
 
-    Raises `ConfigError` when a value makes no sense. Same config, text, torch and number of threads:
-    same numbers.
+    Raises `ConfigError` when a value makes no sense. Same config, data, torch and number of threads: same numbers.
     """
 
-    text: str
-    """The text file to learn from."""
-    symbols: Literal["characters", "bytes"] = "characters"
-    """What the model reads and predicts: the characters of UTF-8 text, or the bytes of any file."""
+    kind: ClassVar[str]
+    source: ClassVar[str]
+    """The option that names the data."""
+    movable: ClassVar[bool] = True
+    """Whether the same data may be found under another name when a run is continued."""
+    least: ClassVar[Mapping[str, int]] = {
+        "embedding": 0, "hidden": 1, "layers": 1, "window": 1, "batch": 1, "accumulate": 1, "steps": 1, "warmup": 0,
+        "valid_every": 1, "valid_windows": 1, "patience": 0, "checkpoint_every": 1, "threads": 0, "seed": 0,
+    }  # fmt: skip
+    """Whole numbers: the smallest value allowed."""
+    changeable: ClassVar[frozenset[str]] = frozenset({
+        "steps", "lr", "schedule", "warmup", "clip_norm", "valid_every", "valid_windows", "patience",
+        "checkpoint_every", "threads", "device", "precision",
+    })  # fmt: skip
+    """Options that may differ when a run is continued; the others fix what the model is and what it reads."""
+
     cell: str = "lstm"
     """The recurrent cell: lstm, gru, rnn, lstm-peephole, ... (a wrong name lists them all)."""
-    embedding: int = 64
-    """Size of the vector that stands for a symbol."""
+    embedding: int = 0
+    """Size of the vector that the inputs of a step are mapped to; with 0, numbers go in as they are."""
     hidden: int = 128
     """Hidden units in each recurrent layer."""
     layers: int = 1
@@ -69,73 +54,116 @@ class LMConfig:
     window: int = 64
     """Steps of truncated BPTT: the state is carried on from window to window, the gradient is cut."""
     batch: int = 32
-    """Streams: the text is cut into this many pieces of equal length that are read side by side."""
+    """Sequences, or pieces of one long sequence, that are read side by side."""
+    accumulate: int = 1
+    """Windows whose gradients are added up to one update."""
     steps: int = 1000
-    """Updates of the weights, one window each, counted from the start of the run."""
+    """Updates of the weights, counted from the start of the run."""
     lr: float = 2e-3
     """Learning rate."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rate goes on after the warm-up: it stays, or falls to 0 at the last step."""
+    warmup: int = 0
+    """Steps over which the learning rate rises to --lr in equal parts."""
     optimiser: Literal["adam", "sgd"] = "adam"
     """How the weights are updated."""
     clip_norm: float = 1.0
     """Longest gradient allowed, by global norm: a longer one is shortened to this; 0 for no clipping."""
     valid_fraction: float = 0.1
-    """Part of the text, at its end, that is kept for validation; 0 for no validation."""
+    """Part of the data that is kept for validation, of a text or series its end; 0 for no validation."""
+    test_fraction: float = 0.0
+    """Part of the data, behind that for validation, that only `throughtime evaluate` looks at."""
     valid_every: int = 100
     """Validate every so many steps, and at the last one."""
     valid_windows: int = 50
     """At most so many windows are read in one validation."""
+    patience: int = 0
+    """Stop after so many validations in a row without a better one; 0 never stops early."""
     checkpoint_every: int = 200
     """Save every so many steps; also at the last step and whenever the validation loss is the best so far."""
     seed: int = 0
-    """Seed of the initial weights and of dropout."""
+    """Seed of the initial weights, of dropout, of the order of sequences and of generated tasks."""
     threads: int = 0
     """CPU threads of torch; 0 leaves torch's own choice."""
     device: str = "cpu"
     """Where to compute, as torch names it: cpu, cuda, cuda:1, ..."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """bf16 runs the matrix products in bfloat16 (torch.autocast); weights and optimiser stay in float32."""
 
     def __post_init__(self) -> None:
-        for field in fields(LMConfig):
-            value = getattr(self, field.name)
-            if field.name in _WHOLE:
-                _whole(field.name, value, _WHOLE[field.name])
-            elif field.type == "float":
-                _number(field.name, value)
-            elif field.type == "bool" and not isinstance(value, bool):
-                raise ConfigError(f"{field.name} must be true or false, got {value!r}")
-            elif field.type == "str" and not isinstance(value, str):
-                raise ConfigError(f"{field.name} must be a string, got {value!r}")
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        for name, kind in _types(type(self)).items():
+            _check(name, getattr(self, name), kind, self.least.get(name, 0))
         if self.lr <= 0:
             raise ConfigError(f"lr must be greater than 0, got {self.lr:g}")
         if self.clip_norm < 0:
             raise ConfigError(f"clip_norm must be greater than 0, or 0 for no clipping, got {self.clip_norm:g}")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout must be at least 0 and less than 1, got {self.dropout:g}")
-        if not 0 <= self.valid_fraction < 1:
-            raise ConfigError(f"valid_fraction must be at least 0 and less than 1, got {self.valid_fraction:g}")
+        for name in ("dropout", "valid_fraction", "test_fraction"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 0 and less than 1, got {getattr(self, name):g}")
+        if self.valid_fraction + self.test_fraction >= 1:
+            raise ConfigError(
+                f"valid_fraction {self.valid_fraction:g} and test_fraction {self.test_fraction:g} leave nothing to "
+                "train on; together they must be less than 1"
+            )
+        if self.patience and not self.valid_fraction:
+            raise ConfigError("patience counts validations, and valid_fraction 0 has none; give one of them up")
+
+    @property
+    def title(self) -> str:
+        """What the data are called, for names of directories."""
+        return Path(getattr(self, self.source)).stem or "data"
+
+    def anchored(self: Self) -> Self:
+        """The same description with the place of the data absolute, so that a run can be continued from anywhere."""
+        where: dict[str, Any] = {self.source: str(Path(getattr(self, self.source)).absolute())}
+        return replace(self, **where)
+
+    @property
+    def may_change(self) -> frozenset[str]:
+        """The options that may differ when a run is continued."""
+        return self.changeable | ({self.source} if self.movable else set())
 
     def digest(self) -> str:
         """A fingerprint of the options that a checkpoint depends on: all but the changeable ones."""
-        fixed = {k: v for k, v in asdict(self).items() if k not in CHANGEABLE}
-        return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
+        fixed = {k: v for k, v in asdict(self).items() if k not in self.may_change}
+        return hashlib.sha256(json.dumps([self.kind, fixed], sort_keys=True).encode()).hexdigest()
 
-    def changed(self, **changes: Any) -> LMConfig:
+    def changed(self: Self, **changes: Any) -> Self:
         """This config with some options changed, as a continued run may; others raise `ConfigError`."""
+        may = self.may_change
         for name, value in changes.items():
-            if not hasattr(self, name):
+            if name not in asdict(self):
                 raise ConfigError(f"there is no option {name!r}; the options are {', '.join(asdict(self))}")
-            if name not in CHANGEABLE and value != getattr(self, name):
+            if name not in may and value != getattr(self, name):
                 raise ConfigError(
-                    f"{name} cannot change when a run is continued (it was {getattr(self, name)!r}, got "
-                    f"{value!r}); "
-                    f"start a new run for that. What can change: {', '.join(sorted(CHANGEABLE))}"
+                    f"{name} cannot change when a run is continued (it was {getattr(self, name)!r}, got {value!r}); "
+                    f"start a new run for that. What can change: {', '.join(sorted(may))}"
                 )
         return replace(self, **changes)
 
 
-def _whole(name: str, value: object, least: int) -> None:
+def _types(kind: type[RunConfig]) -> dict[str, Any]:
+    hints = get_type_hints(kind)
+    return {field.name: hints[field.name] for field in fields(kind)}
+
+
+def _check(name: str, value: object, kind: Any, least: int) -> None:
+    if kind is int:
+        whole(name, value, least)
+    elif kind is float:
+        number(name, value)
+    elif kind is bool:
+        if not isinstance(value, bool):
+            raise ConfigError(f"{name} must be true or false, got {value!r}")
+    elif kind is str:
+        if not isinstance(value, str):
+            raise ConfigError(f"{name} must be a string, got {value!r}")
+    elif value not in get_args(kind):
+        raise ConfigError(f"{name} must be one of {', '.join(map(str, get_args(kind)))}, got {value!r}")
+
+
+def whole(name: str, value: object, least: int) -> None:
+    """Raises ConfigError unless `value` is a whole number of at least `least`, and of 31 bits."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise ConfigError(f"{name} must be a whole number, got {value!r}")
     if not least <= value <= _LARGEST:
@@ -143,6 +171,7 @@ def _whole(name: str, value: object, least: int) -> None:
         raise ConfigError(f"{name} must be {bound}, got {value}")
 
 
-def _number(name: str, value: object) -> None:
+def number(name: str, value: object) -> None:
+    """Raises ConfigError unless `value` is a finite number."""
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
         raise ConfigError(f"{name} must be a finite number, got {value!r}")

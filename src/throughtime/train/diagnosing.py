@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,11 @@ from torch.nn import functional
 from throughtime.diagnosis import Dependence, Diagnosis, dependence, diagnose
 from throughtime.errors import ConfigError
 from throughtime.train import checkpoint as checkpoints
-from throughtime.train.data import Streams, TextData, read_text
-from throughtime.train.model import LanguageModel
-from throughtime.train.rundir import Run
+from throughtime.train.data import Streams, TextData
+from throughtime.train.model import SequenceModel
 from throughtime.train.runlog import read_log
 from throughtime.train.session import Session, private_torch
+from throughtime.train.textrun import open_text_run
 
 MOST = 500_000  # symbols that the data horizon is measured on
 
@@ -38,14 +37,9 @@ def diagnose_run(
     """
     if batches < 1:
         raise ConfigError(f"batches must be at least 1, got {batches}")
-    run = Run.open(Path(run_dir))
-    config = replace(run.config, device="cpu")
-    if text is not None:
-        config = config.changed(text=str(Path(text).absolute()))
-    found = read_text(config, run.vocabulary)
-    run.check_text(found)
+    run, config, found = open_text_run(run_dir, text)
     with private_torch(config):
-        session = Session(config, run.vocabulary)
+        session = Session(config, run.schema)
         session.restore(checkpoints.find(run.checkpoints, checkpoint))
         norms = [r.grad_norm for r in read_log(run.log, session.step)]
         session.model.eval()
@@ -75,7 +69,7 @@ def asked(text: TextData, most: int = MOST) -> Dependence:
     return dependence(inputs, targets, [d for d in lags if d <= far], shuffles=10, fraction=0.01)
 
 
-def _windows(model: LanguageModel, streams: Streams, most: int) -> Iterator[tuple[Any, Tensor]]:
+def _windows(model: SequenceModel, streams: Streams, most: int) -> Iterator[tuple[Any, Tensor]]:
     """Windows with the state that the model comes to them with; of two the first one only brings it there."""
     state: Any = None
     for index in range(min(most + 1, len(streams))):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from concurrent.futures import Executor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,10 @@ from throughtime.cures.prescribe import HELD, prescribe
 from throughtime.cures.prescribe_result import Prescription
 from throughtime.diagnosis import diagnose
 from throughtime.train import checkpoint as checkpoints
-from throughtime.train.data import Streams, read_text
+from throughtime.train.data import Streams
 from throughtime.train.diagnosing import asked
-from throughtime.train.rundir import Run
 from throughtime.train.session import Session, private_torch
+from throughtime.train.textrun import open_text_run
 
 WINDOWS = 6  # that the gradient is followed through
 
@@ -40,14 +39,9 @@ def prescribe_run(
     text: where the text is now, if it was moved.     steps, seeds, executor: as `prescribe` takes them.
     Raises `CheckpointError`, `DataError`, and what `prescribe` raises.
     """
-    run = Run.open(Path(run_dir))
-    config = replace(run.config, device="cpu")
-    if text is not None:
-        config = config.changed(text=str(Path(text).absolute()))
-    found = read_text(config, run.vocabulary)
-    run.check_text(found)
+    run, config, found = open_text_run(run_dir, text)
     with private_torch(config):
-        session = Session(config, run.vocabulary)
+        session = Session(config, run.schema)
         if checkpoint is not None:
             session.restore(checkpoints.find(run.checkpoints, checkpoint))
         clip = config.clip_norm or None

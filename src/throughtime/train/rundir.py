@@ -1,7 +1,7 @@
-"""A run's directory: the config and vocabulary that it began with, and where its log and checkpoints are.
+"""A run's directory: the description and the schema that it began with, and where its log and checkpoints are.
 
-RUN/config.json        options, and what was changed when the run was continued
-RUN/vocabulary.json    symbols, and the fingerprint of the text
+RUN/config.json        the kind of the run, its options, and what was changed when it was continued
+RUN/schema.json        what its numbers mean (vocabulary, normalisation, labels), and the fingerprint of the data
 RUN/log.jsonl          one line a step
 RUN/checkpoints/step-000200/{model.safetensors, resume.pt, meta.json}
 """
@@ -12,16 +12,18 @@ import json
 import os
 import shlex
 import shutil
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from throughtime.errors import CheckpointError, ConfigError, DataError
 from throughtime.files import remove_leftovers, write_json, writing
-from throughtime.train.config import LMConfig
-from throughtime.train.data import TextData, Vocabulary
+from throughtime.train.config import RunConfig
+from throughtime.train.data.prepared import Prepared
+from throughtime.train.data.schema import Schema, schema_from_plain, schema_to_plain
+from throughtime.train.kinds import from_plain, to_plain
 
-FORMAT = 1
+FORMAT = 2
 """Version of the files of a run; another one is refused."""
 
 
@@ -30,8 +32,8 @@ class Run:
     """A directory that holds one run."""
 
     path: Path
-    config: LMConfig
-    vocabulary: Vocabulary
+    config: RunConfig
+    schema: Schema
     sha256: str
     changes: list[dict[str, Any]]
     made: bool = False
@@ -51,7 +53,7 @@ class Run:
         return f"throughtime train --resume {shlex.quote(str(self.path))}{' ' if options else ''}{options}"
 
     @classmethod
-    def create(cls, path: Path, config: LMConfig, text: TextData) -> Run:
+    def create(cls, path: Path, config: RunConfig, data: Prepared) -> Run:
         """Begin a run in a new or empty directory; raises `ConfigError` if there is something in it."""
         existed = os.path.isdir(path)
         with writing(path):
@@ -62,10 +64,10 @@ class Run:
                     f"{shlex.quote(str(path))}`, or choose another directory with --run"
                 )
             path.mkdir(parents=True, exist_ok=True)
-        run = cls(path, config, text.vocabulary, text.sha256, [], made=not existed)
+        run = cls(path, config, data.schema, data.sha256, [], made=not existed)
         try:
-            vocabulary = {"format": FORMAT, "text_sha256": text.sha256, **asdict(text.vocabulary)}
-            write_json(path / "vocabulary.json", vocabulary)
+            schema = {"format": FORMAT, "data_sha256": data.sha256, "schema": schema_to_plain(data.schema)}
+            write_json(path / "schema.json", schema)
             run.write_config()
         except BaseException:
             run.discard()
@@ -74,7 +76,7 @@ class Run:
 
     def discard(self) -> None:
         """Take back what `create` made, because the run could not begin."""
-        for name in ("vocabulary.json", "config.json"):
+        for name in ("schema.json", "config.json"):
             (self.path / name).unlink(missing_ok=True)
         shutil.rmtree(self.checkpoints, ignore_errors=True)
         if self.made:
@@ -85,30 +87,26 @@ class Run:
         """Read a run that was begun before; raises `CheckpointError` that says what is missing or damaged."""
         if not os.path.isdir(path):
             raise CheckpointError(f"there is no run directory {path}")
-        saved, vocabulary = _read_json(path / "config.json"), _read_json(path / "vocabulary.json")
-        known = {field.name for field in fields(LMConfig)}
+        saved, meanings = _read_json(path / "config.json"), _read_json(path / "schema.json")
         try:
-            if set(saved["config"]) - known:
-                raise ValueError(f"unknown options {', '.join(sorted(set(saved['config']) - known))}")
-            config = LMConfig(**saved["config"])
-            changes = list(saved["changes"])
-        except (ConfigError, TypeError, KeyError, ValueError) as error:
+            config, changes = from_plain(saved), saved.get("changes")
+            if not isinstance(changes, list) or not all(isinstance(c, dict) and "step" in c for c in changes):
+                raise ValueError("its list of changes is none")
+        except (ConfigError, ValueError) as error:
             raise _damaged(path / "config.json", error) from None
         try:
-            symbols = Vocabulary(str(vocabulary["kind"]), str(vocabulary["characters"]))
-            if symbols.kind != config.symbols or (symbols.kind == "characters" and not symbols.characters):
-                raise ValueError("it does not fit config.json")
-            sha256 = str(vocabulary["text_sha256"])
-        except (TypeError, KeyError, ValueError) as error:
-            raise _damaged(path / "vocabulary.json", error) from None
-        return cls(path, config, symbols, sha256, changes)
+            schema = schema_from_plain(config, meanings.get("schema") or {})
+            sha256 = str(meanings["data_sha256"])
+        except (KeyError, ValueError) as error:
+            raise _damaged(path / "schema.json", error) from None
+        return cls(path, config, schema, sha256, changes)
 
     def write_config(self) -> None:
         """Write the options as they are now."""
-        content = {"format": FORMAT, "config": asdict(self.config), "changes": self.changes}
+        content = {"format": FORMAT, **to_plain(self.config), "changes": self.changes}
         write_json(self.path / "config.json", content)
 
-    def change(self, config: LMConfig, step: int) -> None:
+    def change(self, config: RunConfig, step: int) -> None:
         """Take over the options of a run that goes on from `step`, and record what changed there."""
         before, after = asdict(self.config), asdict(config)
         while self.changes and self.changes[-1]["step"] >= step:  # made on a way that is now left
@@ -120,13 +118,12 @@ class Run:
         self.config = config
         self.write_config()
 
-    def check_text(self, text: TextData) -> None:
-        """Raise `DataError` unless `text` is what the run began with."""
-        if text.sha256 != self.sha256:
+    def check_data(self, sha256: str) -> None:
+        """Raise `DataError` unless this is the fingerprint of the data that the run began with."""
+        if sha256 != self.sha256:
             raise DataError(
-                f"{self.config.text} has changed since the run in {self.path} began; bring the old text "
-                f"back, "
-                f"or start a new run on the new one"
+                f"{getattr(self.config, self.config.source)} has changed since the run in {self.path} began; bring the "
+                "old data back, or start a new run on the new"
             )
 
     def remove_leftovers(self) -> None:
@@ -137,9 +134,9 @@ class Run:
                 remove_leftovers(self.checkpoints)
 
 
-def new_run_path(config: LMConfig, root: Path = Path("runs")) -> Path:
-    """A directory that does not exist yet: <root>/<text>-<cell>, or with -2, -3, ... behind it."""
-    first = root / f"{Path(config.text).stem}-{config.cell}"
+def new_run_path(config: RunConfig, root: Path = Path("runs")) -> Path:
+    """A directory that does not exist yet: <root>/<data>-<cell>, or with -2, -3, ... behind it."""
+    first = root / f"{config.title}-{config.cell}"
     path, number = first, 1
     while os.path.exists(path):
         number += 1
@@ -154,7 +151,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path.parent} is not a run of throughtime train: it has no {path.name}") from None
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(path, error) from None
     if not isinstance(content, dict):
         raise _damaged(path, "it is not a JSON object")

@@ -17,14 +17,14 @@ class StepRecord:
 
     step: int
     """Updates done, this one included."""
-    bits: float
-    """Mean loss of the window, in bits per symbol."""
+    loss: float
+    """Mean loss of the step's windows, in the unit of the run: bits per symbol for a text."""
     grad_norm: float
     """Global norm of the gradient before clipping (loss in nats)."""
     seconds: float
     """Time the step took, without validation and saving."""
     valid: float | None = None
-    """Validation loss after the update, in bits per symbol; None at a step without validation."""
+    """Validation loss after the update, in the same unit; None at a step without validation."""
 
     def line(self) -> str:
         """The record as a line of the log."""
@@ -48,7 +48,7 @@ def read_log(path: Path, until: int | None = None) -> list[StepRecord]:
             break
         try:
             record = StepRecord(**json.loads(line))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             raise CheckpointError(
                 f"line {number} of {path} is damaged; remove that line, or move the file away to go on without it"
             ) from None

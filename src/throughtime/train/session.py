@@ -13,25 +13,27 @@ from torch import Tensor
 from throughtime.errors import CheckpointError, ConfigError
 from throughtime.train import checkpoint
 from throughtime.train.checkpoint import Best
-from throughtime.train.config import LMConfig
-from throughtime.train.data import Vocabulary
-from throughtime.train.model import LanguageModel
+from throughtime.train.config import RunConfig
+from throughtime.train.data.schema import Schema
+from throughtime.train.model import build
+from throughtime.train.states import move_state
 
 KEEP = 2
 """Checkpoints kept besides the best."""
 
 
 class Session:
-    """The moving parts of a run. The step also fixes the position in the text: window `step % windows`."""
+    """The moving parts of a run. `position` counts the windows read; what they hold follows from it and the seed."""
 
-    def __init__(self, config: LMConfig, vocabulary: Vocabulary) -> None:
+    def __init__(self, config: RunConfig, schema: Schema) -> None:
         self.config = config
         self.device = torch.device(config.device)
-        self.model = LanguageModel(config, vocabulary).to(self.device)
+        self.model = build(config, schema).to(self.device)
         kind = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[config.optimiser]
         self.optimiser: torch.optim.Optimizer = kind(self.model.parameters(), lr=config.lr)
         self.state: Any = None
         self.step = 0
+        self.position = 0
         self.best = Best()
 
     def save(self, directory: Path) -> None:
@@ -39,6 +41,7 @@ class Session:
         resume = {
             "optimiser": self.optimiser.state_dict(),
             "state": self.state,
+            "position": self.position,
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
@@ -47,34 +50,21 @@ class Session:
         checkpoint.prune(directory, KEEP)
 
     def restore(self, path: Path) -> None:
-        """Go on from a checkpoint, with the learning rate of the present config; raises `CheckpointError`."""
+        """Go on from a checkpoint; the learning rate is that of the present config. Raises `CheckpointError`."""
         digest = self.config.digest()
         meta = checkpoint.read_meta(path)
         resume = checkpoint.read_resume(path, digest)
         checkpoint.read_weights(path, self.model, digest)
         try:
             self.optimiser.load_state_dict(resume["optimiser"])
-            for group in self.optimiser.param_groups:
-                group["lr"] = self.config.lr
             self.state = move_state(resume["state"], self.device)
+            self.position = int(resume["position"])
             torch.set_rng_state(resume["rng"])
             if self.device.type == "cuda" and resume["cuda_rng"] is not None:
                 torch.cuda.set_rng_state(resume["cuda_rng"], self.device)
         except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
             raise checkpoint.bad(path, f"does not fit the run: {checkpoint.RESUME}: {error!r}") from None
-        self.step, self.best = meta["step"], Best(meta["best_bits"], meta["best_step"])
-
-
-def detach_state(state: Any) -> Any:
-    """The same state, cut from the graph: the next window starts from its value only."""
-    return state.detach() if isinstance(state, Tensor) else tuple(s.detach() for s in state)
-
-
-def move_state(state: Any, device: torch.device) -> Any:
-    """The state on another device; None stays None."""
-    if state is None:
-        return None
-    return state.to(device) if isinstance(state, Tensor) else tuple(s.to(device) for s in state)
+        self.step, self.best = meta["step"], Best(meta["best_loss"], meta["best_step"])
 
 
 def _plain(value: Any) -> Any:
@@ -89,7 +79,7 @@ def _plain(value: Any) -> Any:
 
 
 @contextmanager
-def private_torch(config: LMConfig) -> Iterator[None]:
+def private_torch(config: RunConfig) -> Iterator[None]:
     """Seed torch and set its threads for this run alone; the caller's are put back.
 
     Raises `ConfigError` for a device that is not there, or when what is asked for does not fit into memory.

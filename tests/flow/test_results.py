@@ -34,6 +34,13 @@ def depth():
     return flow.depth_profile(stack, torch.randn(T, B, H, dtype=F64))
 
 
+def lag():
+    module = nn.GRU(D, H)
+    with flow.capture(module) as captured:
+        module(torch.randn(T, 4, D))[0].square().sum().backward()
+    return flow.lag_profile(captured.recurrences[0], anchors=4, samples=2)
+
+
 MAKE = {
     "GradientFlow": lambda: flow.gradient_flow(nn.LSTM(D, H), torch.randn(T, B, D), lambda y: y.square().sum()),
     "Shares": shares,
@@ -45,6 +52,7 @@ MAKE = {
     "MemoryStatistics": lambda: flow.memory_statistics(ran("lstm", T=T)),
     "CarouselPath": lambda: flow.carousel_path(ran("lstm", T=T)),
     "DepthProfile": depth,
+    "LagProfile": lag,
     "NormHistory": lambda: flow.norm_history([1.0, math.nan, 3.0, math.inf]),
     "UpdateSizes": update_sizes,
 }

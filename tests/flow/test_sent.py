@@ -1,5 +1,7 @@
 """Gradients sent back through one recurrence against brute-force autograd: every cell, direction and length."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -95,6 +97,21 @@ def test_without_the_kernels_it_is_the_same(name, monkeypatch):
     assert prepared(r) is None
     theirs = send(r, entering, want_dx=True, want_values=True)
     assert_same(ours, theirs.sizes, theirs.values, theirs.dx)
+    single = send(replace(r, dtype=torch.float32), entering, want_dx=True, want_values=True)
+    assert_same(single, theirs.sizes, theirs.values, theirs.dx)  # in float64 there, for its range
+
+
+@pytest.mark.parametrize("by_kernels", [True, False])
+@pytest.mark.parametrize("above", [False, True], ids=["direct", "from above"])
+def test_each_sequence_by_itself(above, by_kernels, monkeypatch):
+    if not by_kernels:
+        monkeypatch.setenv("THROUGHTIME_BACKEND", "torch")
+    r = ran("lstm-projected", lengths=[5, 1, 3])
+    entering = entering_all(r, above)
+    options = {"want_dx": True, "want_values": True}
+    whole, each = send(r, entering, **options), send(r, entering, by_sample=True, **options)
+    sizes = {name: v.flatten(3).norm(dim=3).permute(2, 0, 1) for name, v in whole.values.items()}
+    assert_same(each, sizes, whole.values, whole.dx)
 
 
 @pytest.mark.parametrize("name", ["lstm-1997", "lstm", "additive-memory-feedback"])
@@ -137,7 +154,7 @@ def test_all_losses_together_are_their_sum():
 def test_float32_is_near_and_has_the_range_of_float64():
     r = ran("lstm", T=200, H=20, scale=0.2)
     entering = entering_all(r)
-    exact, single = send(r, entering), send(r, entering, dtype=torch.float32)
+    exact, single = send(r, entering), send(replace(r, dtype=torch.float32), entering)
     for name, want in exact.sizes.items():
         there = want > 0
         error = ((single.sizes[name] - want).abs() / want)[there]
@@ -154,7 +171,7 @@ def test_a_gradient_may_go_as_far_as_float64_reaches(dtype, r):
     recurrence = linear(torch.eye(3, dtype=F64) * r, T=T, B=1)
     g = torch.zeros(T, 1, 3, dtype=F64)
     g[-1, 0, 0] = 1
-    sizes = send(recurrence, Entering([g]), dtype=dtype).sizes["h"][-1]
+    sizes = send(replace(recurrence, dtype=dtype), Entering([g])).sizes["h"][-1]
     want = torch.tensor([r ** (T - 1 - k) for k in range(T)], dtype=F64)
     torch.testing.assert_close(sizes, want, rtol=1e-10 if dtype == F64 else 1e-4, atol=0)
 
@@ -165,7 +182,7 @@ def test_any_size_may_enter(size):
     entering = entering_all(r)
     want = send(r, entering).sizes["h"] * size
     for dtype in (F64, torch.float32):
-        sent = send(r, Entering([v * size for v in entering.direct]), dtype=dtype).sizes["h"]
+        sent = send(replace(r, dtype=dtype), Entering([v * size for v in entering.direct])).sizes["h"]
         torch.testing.assert_close(sent, want, rtol=1e-5, atol=0)
 
 
@@ -175,7 +192,7 @@ def test_a_small_loss_joins_a_large_gradient():
     above = torch.zeros(1, 5, 1, 2, dtype=F64)
     above[0, 3, 0, 0], above[0, 1, 0, 1] = 1e-280, 1e200
     for dtype in (F64, torch.float32):
-        sent = send(r, Entering([None], [above], (0,)), dtype=dtype, want_values=True)
+        sent = send(replace(r, dtype=dtype), Entering([None], [above], (0,)), want_values=True)
         torch.testing.assert_close(sent.sizes["h"][0, 2:4], torch.full((2,), 1e-280, dtype=F64), rtol=1e-6, atol=0)
         torch.testing.assert_close(sent.sizes["h"][0, :2], torch.full((2,), 1e200, dtype=F64), rtol=1e-6, atol=0)
 
@@ -185,4 +202,4 @@ def test_what_cannot_be_sent_is_told():
     with pytest.raises(FlowError, match=r"has 2 state\(s\).*came 1"):
         send(r, Entering([r.output]))
     with pytest.raises(FlowError, match=r"float64 or float32; came torch\.float16"):
-        send(r, Entering([r.output, None]), dtype=torch.float16)
+        send(replace(r, dtype=torch.float16), Entering([r.output, None]))

@@ -63,6 +63,38 @@ def test_every_layer(name, taken):
     assert taken.count(True) == len(taken) * 2 // 5  # those without gradients; the state comes from one with
 
 
+STACKS = {
+    "layers": {"num_layers": 3},
+    "directions": {"bidirectional": True},
+    "both": {"num_layers": 2, "bidirectional": True},
+    "skip": {"num_layers": 3, "skip": True},
+    "skip, both": {"num_layers": 2, "bidirectional": True, "skip": True},
+}
+
+
+@pytest.mark.parametrize("options", STACKS.values(), ids=STACKS)
+@pytest.mark.parametrize("name", ["rnn", "gru", "lstm-peephole", "projected"])
+def test_stacks(name, options, taken):
+    torch.manual_seed(0)
+    layer = MAKE[name](**options).double()
+    for T, B in ((1, 1), (1, 3), (5, 2)):
+        x = torch.randn(T, B, 3, dtype=torch.float64)
+        assert_same(layer, x, atol=1e-13)
+        _, state = layer(torch.randn(2, B, 3, dtype=torch.float64))
+        state = tuple(s.detach() for s in state) if isinstance(state, tuple) else state.detach()
+        assert_same(layer, x, state, atol=1e-13)
+    assert taken[::5] == taken[3::5] == [True] * 3
+
+
+def test_dropout_of_a_stack_acts_in_training_only(taken):
+    layer, x = nn.LSTM(3, 6, 2, dropout=0.5), torch.randn(1, 1, 3)
+    with torch.no_grad():
+        layer(x)
+    layer.eval()
+    assert_same(layer, x)
+    assert taken == [False, True, False]
+
+
 def test_a_stream_is_the_sequence(taken):
     layer, x = nn.LSTM(3, 6), torch.randn(20, 1, 3)
     with torch.no_grad():
@@ -137,8 +169,7 @@ def test_what_is_not_small_or_not_plain_takes_the_long_way(taken, monkeypatch):
     layer = nn.GRU(3, 6)
     x = torch.randn(2, 1, 3)
     with torch.no_grad():
-        nn.GRU(3, 6, 2)(x)
-        nn.GRU(3, 6, bidirectional=True)(x)
+        nn.GRU(3, 6, 2, dropout=0.5)(x)
         layer(x[:, 0])
         layer(torch.randn(9000, 1, 3))
         nn.GRU(3, 6, backend="torch")(x)
@@ -147,7 +178,7 @@ def test_what_is_not_small_or_not_plain_takes_the_long_way(taken, monkeypatch):
             assert layer(x)[0].dtype == torch.bfloat16
         monkeypatch.setenv(VARIABLE, "torch")
         layer(x)
-    assert taken == [False] * 8
+    assert taken == [False] * 7
 
 
 def test_errors_are_those_of_the_long_way():

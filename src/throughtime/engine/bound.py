@@ -23,27 +23,45 @@ from throughtime.engine.operator import tape_of
 from throughtime.engine.trace import program
 
 
-class BoundCell:
-    """A cell with the weights that it had when it was bound; `holds` says whether they still are what they were.
+class Watched:
+    """Tensors as they were at one time; `unchanged` says whether they still are."""
 
-    sources: every tensor that the weights are made of; the rest as `unroll` takes it.
-    """
+    def __init__(self, tensors: Collection[Tensor]):
+        self._checksum = library.load().tt_checksum
+        self._seen = [(v, *self._state(v)) for v in tensors]
+
+    def _state(self, v: Tensor) -> tuple:
+        at = v.data_ptr()
+        return v._version, at, v.shape, v.dtype, self._checksum(at, v.nbytes)
+
+    def unchanged(self, tensors: Collection[Tensor]) -> bool:
+        """Whether these are the tensors, and nobody has written to them, behind torch's back or not."""
+        if len(tensors) != len(self._seen):
+            return False
+        return all(v is seen[0] and self._state(v) == seen[1:] for v, seen in zip(tensors, self._seen, strict=True))
+
+
+def watchable(tensors: Collection[Tensor]) -> bool:
+    """Whether tensors can be watched for changes: plain ones, in one piece in main memory, that count their writes."""
+    return all(type(v) in PLAIN and v.is_cpu and v.is_contiguous() and not v.is_inference() for v in tensors)
+
+
+class BoundCell:
+    """A cell with the weights that it had when it was bound, in one direction; weights as `unroll` takes them."""
 
     def __init__(
         self,
         cell: Cell,
-        sources: Collection[Tensor],
         weight_ih: Tensor,
         weight_hh: Tensor | None,
         bias_ih: Tensor | None,
         bias_hh: Tensor | None,
         units: Sequence[Tensor],
         matrices: Sequence[Tensor],
+        *,
+        reverse: bool,
     ):
-        self.cell, self.dtype = cell, weight_ih.dtype
-        self.isa = library.load().tt_current()
-        self._checksum = library.load().tt_checksum
-        self._seen = [(v, *self._state(v)) for v in sources]
+        self.cell, self.dtype, self.reverse = cell, weight_ih.dtype, reverse
         x = weight_ih.new_zeros(1, 1, weight_ih.shape[1])
         v = operands(cell, x, weight_ih, weight_hh, bias_ih, bias_hh, units, matrices, None)
         p = plan(tape_of(program(cell), None, False), 1, 1, x.shape[2], v.W, v.b, v.matrices, v.states, None)
@@ -53,23 +71,13 @@ class BoundCell:
         batch = PackedBatch(1, 1, None)
         self._keep = fill(self._call, Walk(p, batch, x, v.W, v.U, v.b, self.units, v.matrices, v.states, False))
 
-    def _state(self, v: Tensor) -> tuple:
-        at = v.data_ptr()
-        return v._version, at, v.shape, v.dtype, self._checksum(at, v.nbytes)
-
-    def holds(self, cell: Cell, sources: Collection[Tensor]) -> bool:
-        """Whether cell and weights are the ones bound, and nobody has written to them, behind torch's back or not."""
-        if cell is not self.cell or len(sources) != len(self._seen) or library.load().tt_current() != self.isa:
-            return False
-        return all(v is seen[0] and self._state(v) == seen[1:] for v, seen in zip(sources, self._seen, strict=True))
-
     def __call__(self, x: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """The first state at every step [T, B, P], and the last states [1, B, .], from x [T, B, D] and states of B
         rows; all of the weights' dtype, contiguous and in main memory."""
         T, B, _ = x.shape
         x = self.cell.input(x)
         call, batch = ForwardCall.from_buffer_copy(self._call), PackedBatch(T, B, None)
-        batch.fill(call)
+        batch.fill(call, self.reverse)
         sequences = [torch.empty((T, B, w), dtype=self.dtype) for w in self.widths]
         finals = [torch.empty((1, B, w), dtype=self.dtype) for w in self.widths]
         pointers = aim(call, self.units, states, sequences, finals)
@@ -77,8 +85,3 @@ class BoundCell:
         run(call)
         del pointers
         return sequences[0], finals
-
-
-def bindable(sources: Collection[Tensor]) -> bool:
-    """Whether tensors can be watched for changes: plain ones, in one piece in main memory, that count their writes."""
-    return all(type(v) in PLAIN and v.is_cpu and v.is_contiguous() and not v.is_inference() for v in sources)

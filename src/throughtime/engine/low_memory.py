@@ -39,14 +39,16 @@ def forward(
     which each part begins, side by side, [parts, B, sum of widths], in the order of the walk."""
     T, B, _ = x.shape
     sequences = [s.new_empty(T, B, s.shape[1]) for s in states[:shown]]
-    now, begins = list(states), []
-    for here in _parts(T, reverse):
-        begins.append(torch.cat(now, -1))
+    # In one piece: small tensors kept among the parts' large ones would break up the memory that those leave free.
+    begins = states[0].new_empty(number_of_parts(T), B, sum(s.shape[1] for s in states))
+    now = list(states)
+    for begin, here in zip(begins, _parts(T, reverse), strict=True):
+        torch.cat(now, -1, out=begin)
         inside = _inside(lengths, here)
         part, now, _ = backend.forward(tape, x[here], W, U, b, units, matrices, now, inside, reverse, False)
         for whole, steps in zip(sequences, part, strict=False):
             whole[here] = steps
-    return [*sequences, *(s.new_empty(0) for s in states[shown:])], now, torch.stack(begins)
+    return [*sequences, *(s.new_empty(0) for s in states[shown:])], now, begins
 
 
 def backward(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from throughtime.flow.anchors import LagProfile, lag_profile
 from throughtime.flow.bound import RecurrentMatrix, recurrent_matrices
 from throughtime.flow.capture import Capture, Captured, capture
 from throughtime.flow.carousel import CarouselPath, carousel_path
@@ -32,6 +33,7 @@ __all__ = [
     "GradientFlow",
     "Horizon",
     "JacobianResult",
+    "LagProfile",
     "LyapunovSpectrum",
     "MemoryStatistics",
     "NormHistory",
@@ -48,6 +50,7 @@ __all__ = [
     "depth_profile",
     "gate_statistics",
     "gradient_flow",
+    "lag_profile",
     "lyapunov_of_product",
     "lyapunov_spectrum",
     "memory_statistics",

@@ -102,7 +102,7 @@ class Captured:
         """
         if isinstance(self._run, StepRun):
             return GradientFlow(self._run.maps, self._run.recurrence.kind)
-        maps = self._run.maps(dtype)[self.layer][int(self.reverse)]
+        maps = self._run.within(dtype).maps[self.layer][int(self.reverse)]
         return GradientFlow(maps, self._run.calls[0].cell.name, self.layer, self.reverse)
 
     def totals(self) -> dict[str, Tensor]:

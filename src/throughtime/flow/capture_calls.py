@@ -141,7 +141,7 @@ class LayerCall(Call):
     def output_order(self, g: Tensor) -> Tensor:
         """What belongs to the output in the user's layout -> [T, B, .]."""
         if self.layout.packed is not None:
-            return self.layout._pad(g)[0]
+            return self.layout.padded(g)
         if not self.layout.batched:
             return g[:, None]
         return g.transpose(0, 1) if self.layout.batch_first else g

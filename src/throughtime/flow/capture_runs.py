@@ -24,7 +24,8 @@ class LayerRun:
     """Calls of a layer or a cell that make one stack of recurrences, and what entered it from outside."""
 
     calls: list[LayerCall]
-    _maps: dict[torch.dtype, list[list[dict[str, Tensor]]]] = field(default_factory=dict)
+    dtype: torch.dtype = torch.float64
+    _single: LayerRun | None = None
 
     @property
     def title(self) -> str:
@@ -32,7 +33,7 @@ class LayerRun:
 
     @cached_property
     def passed(self) -> PassedStack:
-        """The stack, run again in float64; FlowError where that goes wrong."""
+        """The stack, run again; FlowError where that goes wrong."""
         first = self.calls[0]
         x = torch.cat([c.x for c in self.calls])
         finite(x, f"{self.title}: its input", first.layout.lengths)
@@ -48,6 +49,7 @@ class LayerRun:
         passed = run(
             first.cell, first.layers, x, first.first,
             lengths=first.layout.lengths, skip=first.skip, masks=masks, truncated=first.truncated, name=first.name,
+            dtype=self.dtype,
         )  # fmt: skip
         for directions_run in passed.recurrences:
             for r in directions_run:
@@ -137,12 +139,19 @@ class LayerRun:
                     n += 1
         return found
 
-    def maps(self, dtype: torch.dtype = torch.float64) -> list[list[dict[str, Tensor]]]:
-        """The maps of every layer and direction, computed once for each dtype."""
-        if dtype not in self._maps:
-            self.check()
-            self._maps[dtype] = self.passed.maps(self.outside, dtype=dtype)
-        return self._maps[dtype]
+    @cached_property
+    def maps(self) -> list[list[dict[str, Tensor]]]:
+        """The maps of every layer and direction."""
+        self.check()
+        return self.passed.maps(self.outside)
+
+    def within(self, dtype: torch.dtype) -> LayerRun:
+        """The same run, computed in float64 or in float32; each once."""
+        if dtype == self.dtype:
+            return self
+        if self._single is None or self._single.dtype != dtype:
+            self._single = LayerRun(self.calls, dtype)
+        return self._single
 
     def check(self) -> None:
         """Raises FlowError where nothing entered, or NaN did."""

@@ -73,3 +73,17 @@ def _chosen(direct: Tensor, rows: tuple[int, ...] | None) -> Tensor:
     kept = torch.zeros_like(direct)
     kept[list(rows)] = direct[list(rows)]
     return kept
+
+
+def loss_steps(entering: Entering, T: int) -> list[int]:
+    """The steps, of T, at which a loss enters."""
+    enters = torch.zeros(T, dtype=torch.bool)
+    for v in entering.direct:
+        if v is not None:
+            enters |= (v != 0).flatten(1).any(1).cpu()
+    for v in entering.above or ():
+        if v is not None:
+            enters |= (v != 0).flatten(1).any(1).cpu()
+    for t, outputs in enumerate(entering.outputs or ()):
+        enters[t] |= any(v is not None and bool(v.any()) for v in outputs)
+    return enters.nonzero().flatten().tolist()

@@ -11,7 +11,7 @@ from torch import Tensor
 from throughtime.cells import Cell
 from throughtime.flow.entering import Entering
 from throughtime.flow.recurrence import Recurrence
-from throughtime.flow.sent import send
+from throughtime.flow.sent import Sent, send
 from throughtime.nn.stack import Weights
 
 # The gradient that enters from outside the stack: for each layer, direction and state, [T, B, .] or None.
@@ -63,26 +63,26 @@ class PassedStack:
         raise AssertionError("the layer asked for is in the stack")
 
     def maps(
-        self,
-        outside: Outside,
-        lowest: int = 0,
-        rows: Sequence[int] | None = None,
-        dtype: torch.dtype = torch.float64,
+        self, outside: Outside, lowest: int = 0, rows: Sequence[int] | None = None
     ) -> list[list[dict[str, Tensor]]]:
         """The maps of the gradient through time (see `GradientFlow`), layer by layer, from `lowest` to the last.
 
-        rows:  the loss steps that are followed, all if None; the other rows of the maps are 0.
-        dtype: in what it is computed, float64 or float32; see `throughtime.flow.sent.send`.
+        rows: the loss steps that are followed, all if None; the other rows of the maps are 0.
         """
-        found: list[list[dict[str, Tensor]]] = []
+        return [[sent.maps() for sent in directions] for directions in self.sent(outside, lowest, rows)]
+
+    def sent(
+        self, outside: Outside, lowest: int = 0, rows: Sequence[int] | None = None, by_sample: bool = False
+    ) -> list[list[Sent]]:
+        """What arrived in every layer and direction, from `lowest` to the last; see `maps` and `Sent`."""
+        found: list[list[Sent]] = []
         above: Tensor | None = None
         for k in reversed(range(lowest, len(self.recurrences))):
             here = self._at(outside[k], k, above, rows)
-            want = k > lowest
-            sent = [r.send_back(e, want_dx=want, dtype=dtype) for r, e in zip(self.recurrences[k], here, strict=True)]
-            found.append([maps for maps, _ in sent])
+            each = zip(self.recurrences[k], here, strict=True)
+            found.append([send(r, e, want_dx=k > lowest, by_sample=by_sample) for r, e in each])
             if k > lowest:
-                above = self._leaves(k, torch.stack([dx for _, dx in sent if dx is not None]).sum(0))
+                above = self._leaves(k, torch.stack([sent.dx for sent in found[-1] if sent.dx is not None]).sum(0))
         return found[::-1]
 
     def _at(
@@ -142,8 +142,9 @@ def run(
     masks: Sequence[Tensor | None] | None = None,
     truncated: bool = False,
     name: str = "",
+    dtype: torch.dtype = torch.float64,
 ) -> PassedStack:
-    """The stack of `layers` over x [T, B, D], run again in float64.
+    """The stack of `layers` over x [T, B, D], run again in `dtype` (see `Recurrence`).
 
     states: the initial ones, each [layers * dirs, B, .]; None for zeros. lengths: [B] or None.
     """
@@ -159,7 +160,9 @@ def run(
         for d, weights in enumerate(directions):
             first = None if states is None else [s[n] for s in states]
             stack[-1].append(
-                Recurrence(cell, weights, below, first, lengths, bool(d), truncated=truncated, name=name, layer=k)
+                Recurrence(
+                    cell, weights, below, first, lengths, bool(d), truncated=truncated, name=name, layer=k, dtype=dtype
+                )
             )
             n += 1
     return PassedStack(stack, skip, masks)

@@ -46,8 +46,8 @@ class Recurrence:
     lengths: [B] or None.             reverse: whether it ran from the last step to the first.
     truncated: whether its training cuts the gradient as of 1997 (see `throughtime.engine.unroll`).
     name, layer: which one it is in the model it is from.
-
-    All computation is in float64, whatever the dtype of the tensors given.
+    dtype: in what all of it is computed, whatever the dtype of the tensors given: float64, or float32, which takes
+           about half the time, with a relative error of about 1e-6 in the size of a gradient.
     """
 
     cell: Cell
@@ -59,20 +59,21 @@ class Recurrence:
     truncated: bool = False
     name: str = ""
     layer: int = 0
+    dtype: torch.dtype = torch.float64
 
     @cached_property
     def operands(self) -> Operands:
-        """What the engine takes, in float64 and without a graph."""
+        """What the engine takes, in `dtype` and without a graph."""
 
-        def double(v: Tensor | None) -> Tensor | None:
-            return None if v is None else v.detach().double()
+        def cast(v: Tensor) -> Tensor:
+            return v.detach().to(self.dtype)
 
         w = self.weights
-        units, matrices = ([v.detach().double() for v in group] for group in (w.units, w.matrices))
-        states = None if self.states is None else [s.detach().double() for s in self.states]
-        rest = (double(w.weight_hh), double(w.bias_ih), double(w.bias_hh))
-        x, W = self.x.detach().double(), w.weight_ih.detach().double()
-        return operands(self.cell, x, W, *rest, units, matrices, states, self.lengths)
+        units, matrices = ([cast(v) for v in group] for group in (w.units, w.matrices))
+        states = None if self.states is None else [cast(s) for s in self.states]
+        U, b_x, b_h = (None if v is None else cast(v) for v in (w.weight_hh, w.bias_ih, w.bias_hh))
+        x, W = cast(self.x), cast(w.weight_ih)
+        return operands(self.cell, x, W, U, b_x, b_h, units, matrices, states, self.lengths)
 
     @cached_property
     def _ran(self) -> tuple[list[Tensor], list[Tensor], Tensor]:
@@ -213,7 +214,6 @@ class Recurrence:
         direct: Tensor | Sequence[Tensor | None] | Entering | None,
         above: Tensor | None = None,
         want_dx: bool = False,
-        dtype: torch.dtype = torch.float64,
     ) -> tuple[dict[str, Tensor], Tensor | None]:
         """The maps of the gradient through time [T, T] (see `GradientFlow`), and dL_t/dx [rows, T, B, D] if asked for.
 
@@ -222,14 +222,10 @@ class Recurrence:
         direct: g [T, B, P], the gradient of the loss that enters the output at each step, each followed alone; or
                 one such for each state; or all of it as `Entering`.
         above:  what enters at each step from each loss further up the network, [loss step, T, B, P].
-        dtype:  in what it is computed, float64 or float32; see `throughtime.flow.sent.send`.
         """
         if not isinstance(direct, Entering):
             rest: list[Tensor | None] = [None] * (len(self.cell.states) - 1)
             given = [direct, *rest] if direct is None or isinstance(direct, Tensor) else list(direct)
             direct = Entering(given, None if above is None else [above, *rest])
-        T, sent = self.output.shape[0], send(self, direct, want_dx=want_dx, dtype=dtype)
-        maps = {name: self.output.new_zeros(T, T) for name in sent.sizes}
-        for name, sizes in sent.sizes.items():
-            maps[name][sent.rows] = sizes
-        return maps, sent.dx
+        sent = send(self, direct, want_dx=want_dx)
+        return sent.maps(), sent.dx

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -26,7 +27,8 @@ class Sent(NamedTuple):
     """What arrived everywhere from every loss step that was followed; one row in all if they were summed.
 
     rows:  the loss steps, in the order of the rows.
-    sizes: by name, ||dL_t/dz_k|| and ||dL_t/ds_k||, over the batch, each [rows, T] float64.
+    sizes: by name, ||dL_t/dz_k|| and ||dL_t/ds_k||, over the batch, each [rows, T] float64; or of each sequence by
+           itself [B, rows, T], if asked for.
     dx:    dL_t/dx_k [rows, T, B, D] float64; None if it was not asked for.
     values: dL_t/dz_k and dL_t/ds_k themselves by name, each [rows, T, B, .] float64; None likewise.
     """
@@ -36,15 +38,23 @@ class Sent(NamedTuple):
     dx: Tensor | None
     values: dict[str, Tensor] | None
 
+    def maps(self) -> dict[str, Tensor]:
+        """The sizes by loss step t and past step k, each [T, T]; 0 where t was not followed."""
+        found = {}
+        for name, sizes in self.sizes.items():
+            found[name] = sizes.new_zeros(sizes.shape[-1], sizes.shape[-1])
+            found[name][self.rows] = sizes
+        return found
 
-def prepared(r: Recurrence, dtype: torch.dtype = torch.float64) -> Prepared | None:
+
+def prepared(r: Recurrence) -> Prepared | None:
     """The recurrence made ready for the CPU kernels; None where they do not run it."""
     v = r.operands
     if not by_kernels(v):
         return None
     before = [previous(s, first, r.lengths, r.reverse) for s, first in zip(r.sequences, v.states, strict=True)]
     tape = with_rule(tape_of(r.cell), None, r.truncated)
-    return prepare(tape, r.z, v.W, v.U, v.units, v.matrices, before, r.lengths, r.reverse, r.truncated, dtype)
+    return prepare(tape, r.z, v.W, v.U, v.units, v.matrices, before, r.lengths, r.reverse, r.truncated, r.dtype)
 
 
 @torch.no_grad()
@@ -54,12 +64,12 @@ def send(
     *,
     want_dx: bool = False,
     want_values: bool = False,
-    dtype: torch.dtype = torch.float64,
+    by_sample: bool = False,
 ) -> Sent:
-    """Sends every row of `entering` back through the recurrence.
+    """Sends every row of `entering` back through the recurrence, in the recurrence's own dtype.
 
-    dtype: in what it is computed. float32 takes about half the time, with a relative error of about 1e-6 in each size
-    and the range of float64; without the CPU kernels it is float64 in any case.
+    In float32 too the range of a size is that of float64. Without the CPU kernels it is float64 in any case.
+    by_sample: gives the sizes of each sequence by itself.
 
     Raises FlowError for another dtype, and where the entering gradients do not fit the cell.
     """
@@ -67,24 +77,28 @@ def send(
     direct, above = entering.direct, entering.above
     if len(direct) != S or (above is not None and len(above) != S):
         raise FlowError(f"{r.cell!r} has {S} state(s), and so many gradients can enter; came {len(direct)}")
-    if dtype not in DTYPES:
-        raise FlowError(f"the gradient is followed in float64 or float32; came {dtype}")
+    if r.dtype not in DTYPES:
+        raise FlowError(f"the gradient is followed in float64 or float32; came {r.dtype}")
     rows = [0] if entering.summed else list(range(T) if entering.rows is None else entering.rows)
-    ready = prepared(r, dtype)
+    ready = prepared(r)
     if ready is None:
-        return _step_by_step(r, entering, rows, want_dx, want_values)
+        return _step_by_step(r, entering, rows, want_dx, want_values, by_sample)
     names = ("z", *r.cell.states)
     slope = r.input_slope if want_dx else None
     direct = [None] * S if entering.summed else direct
-    found = ready.send_back(rows, direct, above, want_dx=want_dx, input_slope=slope, want_values=want_values)
+    go = ready.send_each_back if by_sample else ready.send_back
+    found = go(rows, direct, above, want_dx=want_dx, input_slope=slope, want_values=want_values)
     values = None if found.values is None else dict(zip(names, found.values, strict=True))
     return Sent(rows, dict(zip(names, found.sizes, strict=True)), found.dx, values)
 
 
-def _step_by_step(r: Recurrence, entering: Entering, rows: Sequence[int], want_dx: bool, want_values: bool) -> Sent:
-    T, at, blank = r.x.shape[0], {t: n for n, t in enumerate(rows)}, r.output.new_zeros
+def _step_by_step(
+    r: Recurrence, entering: Entering, rows: Sequence[int], want_dx: bool, want_values: bool, by_sample: bool
+) -> Sent:
+    r = r if r.dtype == torch.float64 else replace(r, dtype=torch.float64)  # for its range
+    (T, B), at, blank = r.x.shape[:2], {t: n for n, t in enumerate(rows)}, r.output.new_zeros
     names = ("z", *r.cell.states)
-    sizes = {name: blank(len(rows), T) for name in names}
+    sizes = {name: blank(B if by_sample else 1, len(rows), T) for name in names}
     dx = blank(len(rows), T, *r.x.shape[1:]) if want_dx else None
     values = None
     if want_values:
@@ -92,12 +106,13 @@ def _step_by_step(r: Recurrence, entering: Entering, rows: Sequence[int], want_d
     for step in r.follow(entering):
         here = [at[t] for t in step.rows]
         for name, value in {"z": step.dz, **step.states}.items():
-            sizes[name][here, step.k] = row_sizes(value)
+            for b, v in enumerate(value.split(1, 1) if by_sample else [value]):
+                sizes[name][b, here, step.k] = row_sizes(v)
             if values is not None:
                 values[name][here, step.k] = value
         if dx is not None:
             dx[here, step.k] = r.to_input(step)
-    return Sent(list(rows), sizes, dx, values)
+    return Sent(list(rows), sizes if by_sample else {n: v[0] for n, v in sizes.items()}, dx, values)
 
 
 def row_sizes(v: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from throughtime.errors import FlowError
-from throughtime.flow.entering import Entering
+from throughtime.flow.entering import Entering, loss_steps
 from throughtime.flow.parameter_parts import Block, Parameter, PartsOf, parameters
 from throughtime.flow.recurrence import Recurrence
 from throughtime.flow.sent import send
@@ -75,7 +75,7 @@ def shares(
     generator = torch.Generator().manual_seed(seed)
     T, B = whole.steps, whole.batch
     if anchors is not None:
-        steps = _loss_steps(entering, T)
+        steps = loss_steps(entering, T)
         n = _size("anchors", anchors, len(steps), "steps where a loss enters")
         rows = sorted(steps[i] for i in torch.randperm(len(steps), generator=generator)[:n].tolist())
         found = _Apart(recurrence, entering.at(rows), whole, False).run()
@@ -113,19 +113,6 @@ def _entering(recurrence: Recurrence | StepRecurrence, entering: Entering | Tens
     if any(v is not None and not bool(v.isfinite().all()) for v in given):
         raise FlowError("the gradient that enters the recurrence holds NaN or infinite numbers")
     return entering
-
-
-def _loss_steps(entering: Entering, T: int) -> list[int]:
-    enters = torch.zeros(T, dtype=torch.bool)
-    for v in entering.direct:
-        if v is not None:
-            enters |= (v != 0).flatten(1).any(1).cpu()
-    for v in entering.above or ():
-        if v is not None:
-            enters |= (v != 0).flatten(1).any(1).cpu()
-    for t, outputs in enumerate(entering.outputs or ()):
-        enters[t] |= any(v is not None and bool(v.any()) for v in outputs)
-    return enters.nonzero().flatten().tolist()
 
 
 # --- one pass for the whole gradient, one for its parts --------------------------------------------------------------

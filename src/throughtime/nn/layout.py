@@ -2,11 +2,44 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+
+class _Pack(torch.autograd.Function):
+    """[T, B, .] -> valid rows, packed. Its derivative is the padding; torch's own goes step by step through time."""
+
+    @staticmethod
+    def forward(y: Tensor, batch_sizes: Tensor, lengths: Tensor) -> Tensor:
+        return pack_padded_sequence(y, lengths).data
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        _, ctx.batch_sizes, ctx.lengths = inputs
+
+    @staticmethod
+    def backward(ctx: Any, d: Tensor) -> tuple:
+        return _Pad.apply(d, ctx.batch_sizes, ctx.lengths), None, None
+
+
+class _Pad(torch.autograd.Function):
+    """Packed rows -> [T, B, .], zero beyond each length; its derivative is the packing."""
+
+    @staticmethod
+    def forward(data: Tensor, batch_sizes: Tensor, lengths: Tensor) -> Tensor:
+        return pad_packed_sequence(PackedSequence(data, batch_sizes))[0]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        _, ctx.batch_sizes, ctx.lengths = inputs
+
+    @staticmethod
+    def backward(ctx: Any, d: Tensor) -> tuple:
+        return _Pack.apply(d, ctx.batch_sizes, ctx.lengths), None, None
 
 
 class Layout(NamedTuple):
@@ -53,28 +86,36 @@ class Layout(NamedTuple):
             return y
         if self.packed is None:
             return F.dropout(y, p)
-        return self._pad(F.dropout(self._pack(y), p))[0]
+        return self.padded(F.dropout(self._pack(y), p))
 
     def _steps_order(self, s: Tensor, dim: int) -> Tensor:
         if self.packed is not None and self.packed.unsorted_indices is not None:
             return s.index_select(dim, self.packed.unsorted_indices)
         return s
 
-    def _pack(self, y: Tensor) -> Tensor:
-        assert self.lengths_cpu is not None
-        return pack_padded_sequence(y, self.lengths_cpu).data
+    def padded(self, data: Tensor) -> Tensor:
+        """Packed rows in the order of the input -> [T, B, .], zero beyond each length."""
+        assert self.packed is not None and self.lengths_cpu is not None
+        return _Pad.apply(data, self.packed.batch_sizes, self.lengths_cpu)
 
-    def _pad(self, data: Tensor) -> tuple[Tensor, Tensor]:
-        assert self.packed is not None
-        return pad_packed_sequence(PackedSequence(data, self.packed.batch_sizes))
+    def _pack(self, y: Tensor) -> Tensor:
+        assert self.packed is not None and self.lengths_cpu is not None
+        return _Pack.apply(y, self.packed.batch_sizes, self.lengths_cpu)
 
 
 def enter(input: Tensor | PackedSequence, batch_first: bool) -> tuple[Tensor, Layout]:
     """The input as x [T, B, D], and the layout it came in. The input must be packed, 2-D (unbatched) or 3-D."""
     if isinstance(input, PackedSequence):
         # Without the indices, what comes back is in the packed order.
-        x, lengths = pad_packed_sequence(PackedSequence(input.data, input.batch_sizes))
+        lengths = _lengths(input.batch_sizes)
+        x = _Pad.apply(input.data, input.batch_sizes, lengths)
         return x, Layout(False, True, input, lengths.to(x.device), lengths)
     if input.dim() == 2:
         return input.unsqueeze(1), Layout(batch_first, False)
     return (input.transpose(0, 1) if batch_first else input), Layout(batch_first, True)
+
+
+def _lengths(batch_sizes: Tensor) -> Tensor:
+    """How many steps each sequence has, the longest first, from how many sequences each step has."""
+    ended = -batch_sizes.diff(append=batch_sizes.new_zeros(1))  # after step t
+    return torch.repeat_interleave(torch.arange(1, len(ended) + 1), ended).flip(0)

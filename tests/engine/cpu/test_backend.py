@@ -160,6 +160,14 @@ def test_what_the_kernels_cannot_do_is_said():
         p.results()
 
 
+def test_a_backward_pass_without_what_was_kept_is_refused():
+    p = problem("lstm", 3, 4, 3, 8)
+    tensors = (p.x, p.W, p.U, p.b, p.units, p.matrices, p.states, p.lengths)
+    sequences, _, saved = cpu.forward(p.tape, *tensors, False, False)
+    with pytest.raises(BackendError, match=r"needs what the forward pass kept, \[3, 4, \d+\].*came \[0\]"):
+        cpu.backward(p.tape, *tensors, sequences, saved, p.d_sequences, p.d_finals, False, False, True)
+
+
 def test_a_step_that_is_too_long_is_refused():
     class Long(cells.Cell):
         gates = ("a",)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from throughtime.engine.cpu.call import Walk, run_backward, run_forward
 from throughtime.engine.cpu.compiled import compiled, everything, sizes_of
-from throughtime.engine.cpu.packed_batch import PackedBatch
+from throughtime.engine.cpu.packed_batch import PackedBatch, packed_batch
 from throughtime.engine.cpu.plan import padded_row, plan
 from throughtime.engine.tape import Tape
 from throughtime.errors import BackendError
@@ -52,7 +52,7 @@ def forward(
     """States at every step [T, B, .], last states [B, .], and if `save` what `backward` wants of them, [T, B, K]."""
     _agree(x, W, U, matrices, states)
     T, B, D = x.shape
-    dtype, batch = states[0].dtype, PackedBatch(T, B, lengths)
+    dtype, batch = states[0].dtype, packed_batch(T, B, lengths)
     p = plan(tape, batch.rows, batch.running, D, W, b, matrices, states, everything(tape) if save else None)
     kept = batch.room(p.kept_row, dtype, whole=True) if save else _NOTHING
     if batch.rows == 0:
@@ -90,12 +90,17 @@ def backward(
     """Gradients in the order x (empty unless need_dx), W, U, b, units, matrices, states."""
     _agree(x, W, U, matrices, states)
     T, B, D = x.shape
-    dtype, batch = states[0].dtype, PackedBatch(T, B, lengths)
+    dtype, batch = states[0].dtype, packed_batch(T, B, lengths)
     if batch.rows == 0:
         nothing = torch.zeros_like(x) if need_dx else x.new_empty(0)
         return [nothing, *(torch.zeros_like(v) for v in (W, U, b, *units, *matrices)), *(d.clone() for d in d_finals)]
     shown = tuple(not _is_zero(d) for d in d_sequences)
     p = plan(tape, batch.rows, batch.running, D, W, b, matrices, states, shown)
+    if tuple(saved.shape) != (T, B, p.kept_row) or saved.dtype != dtype or not saved.is_contiguous():
+        raise BackendError(
+            f"the backward pass needs what the forward pass kept, {[T, B, p.kept_row]} in {dtype}; came "
+            f"{list(saved.shape)} in {saved.dtype}: run forward with save=True on the same tensors"
+        )
     first = [batch.sorted(s.contiguous()) for s in states]
     x_rows = batch.gather(x.contiguous())
     walk = Walk(p, batch, x_rows, W, U, b.contiguous(), _plain(units), matrices, first, reverse)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -130,6 +130,32 @@ class Prepared:
             dx = None if dx is None else dx[back]
             values = None if values is None else [v[back] for v in values]
         return Arrived(sizes[0][:, back], dx, values)
+
+    def send_each_back(
+        self,
+        loss_steps: Sequence[int],
+        direct: Sequence[Tensor | None] | None,
+        above: Sequence[Tensor | None] | None = None,
+        *,
+        want_dx: bool = False,
+        input_slope: Tensor | None = None,
+        want_values: bool = False,
+    ) -> Arrived:
+        """The same with the sizes of each sequence by itself: [1 + S, B, rows, T]."""
+        found = []
+        for b in range(self.B):
+            here = slice(b, b + 1)
+            lengths = None if self.lengths is None else self.lengths[here]
+            one = replace(self, B=1, kept=self.kept[:, here].contiguous(), lengths=lengths)
+            enters = None if direct is None else [None if v is None else v[:, here] for v in direct]
+            from_above = None if above is None else [None if v is None else v[:, :, here] for v in above]
+            slope = None if input_slope is None else input_slope[:, here]
+            options = {"want_dx": want_dx, "input_slope": slope, "want_values": want_values}
+            found.append(one.send_back(loss_steps, enters, from_above, **options))  # type: ignore[arg-type]
+        sizes = torch.stack([a.sizes for a in found], 1)
+        dx = torch.cat([a.dx for a in found if a.dx is not None], 2) if want_dx else None
+        each = [a.values for a in found if a.values is not None]
+        return Arrived(sizes, dx, [torch.cat(v, 2) for v in zip(*each, strict=True)] if want_values else None)
 
     def _starts(
         self, loss_steps: Sequence[int], direct: Sequence[Tensor | None] | None, above: Sequence[Tensor | None]

@@ -80,6 +80,17 @@ class PackedBatch:
         return out
 
 
+def packed_batch(T: int, B: int, lengths: Tensor | None) -> PackedBatch:
+    """The batch of these lengths; the last few are kept, for the backward pass comes after the forward pass."""
+    return PackedBatch(T, B, None) if lengths is None else _packed(T, B, tuple(lengths.tolist()))
+
+
+@lru_cache(maxsize=4)
+def _packed(T: int, B: int, lengths: tuple[int, ...]) -> PackedBatch:
+    with torch.inference_mode(False):
+        return PackedBatch(T, B, torch.tensor(lengths, dtype=torch.int64))
+
+
 @lru_cache(maxsize=64)
 def _even(T: int, B: int) -> ctypes.Array:
     return (ctypes.c_int64 * (T + 1))(*(t * B for t in range(T + 1)))

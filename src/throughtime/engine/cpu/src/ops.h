@@ -52,8 +52,8 @@ template <class T, Code C> TT_INLINE Vec<T> compute(Vec<T> a, Vec<T> b, Vec<T> c
     else if constexpr (C == Code::relu) return a < zero ? zero : a;
     else if constexpr (C == Code::softplus)  // as torch: a itself above 20
         return each<T>(a, [](T v) { return v > 20 ? v : std::log1p(std::exp(v)); });
-    else if constexpr (C == Code::maximum) return (a > b) | (a != a) ? a : b;
-    else if constexpr (C == Code::minimum) return (a < b) | (a != a) ? a : b;
+    else if constexpr (C == Code::maximum) return ((a > b) | (a != a)) ? a : b;
+    else if constexpr (C == Code::minimum) return ((a < b) | (a != a)) ? a : b;
     else if constexpr (C == Code::clamp) {
         a = a < k0 ? spread(k0) : a;
         return a > k1 ? spread(k1) : a;

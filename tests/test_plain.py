@@ -95,7 +95,9 @@ def test_a_tuple_or_a_dict_of_results(tmp_path: object) -> None:
     assert found["b"] == (Pair(1, math.inf),) and found["a"].pair == Pair(1, 0.5) and found["a"].worked_out == 7
 
 
-@pytest.mark.parametrize("value", [object(), {1: 2}, {"!": 3}, 1j, torch.nn.Linear(1, 1)], ids=lambda v: type(v).__name__)
+@pytest.mark.parametrize(
+    "value", [object(), {1: 2}, {"!": 3}, 1j, torch.nn.Linear(1, 1)], ids=lambda v: type(v).__name__
+)
 def test_what_is_not_plain_is_not_written(value: object, tmp_path: object) -> None:
     path = f"{tmp_path}/x"
     with pytest.raises(CheckpointError, match=r"plain data|only names"):

@@ -17,7 +17,7 @@ import throughtime as tt
 from tests.diagnosis.watched import Net, Step, stepwise, train, whole
 from throughtime.diagnosis import read_history, taps
 from throughtime.errors import CheckpointError, ConfigError, FlowError
-from throughtime.flow import capture
+from throughtime.flow import GradientFlow, capture
 
 
 def generators() -> tuple[Tensor, object, object]:
@@ -128,6 +128,26 @@ def test_its_own_diagnosis():
     assert [u.ratio for u in found.updates.updates] == pytest.approx(list(w.history[-1].updates.values()))
     assert w.diagnosis(clip=1e-9).has("clip-threshold") and not found.has("clip-threshold")
     assert w.diagnosis(data=tt.diagnosis.dependence(torch.randn(40, 7, 1), torch.randn(40, 7, 1), range(7))).data
+
+
+def test_what_is_large_is_estimated_from_some_sequences_and_losses_and_says_so(monkeypatch):
+    monkeypatch.setattr("throughtime.diagnosis.watch_step.WORK", 1.47e5)
+    torch.manual_seed(6)
+    model, T = Net(layers=1), 40
+    twin = copy.deepcopy(model)
+    torch.manual_seed(7)
+    w, _ = train(model, 2, watching=tt.watch(model, math.inf), length=T)
+    first, second = (r.recurrences[0] for r in w.history)
+    assert first.estimated == second.estimated == "17 of 40 loss steps and 2 of 4 sequences"
+    # The same from the exact map of those sequences, with the rows of those losses.
+    torch.manual_seed(7)
+    x = torch.randn(T, 4, 3)[:, [0, 2]]
+    with capture(twin) as captured:
+        whole(twin, x).backward()
+    maps, rows = captured.flow().maps, sorted({round(k * (T - 1) / 16) for k in range(17)})
+    some = {n: torch.zeros_like(m).index_copy(0, torch.tensor(rows), m[rows]) for n, m in maps.items()}
+    assert first.sizes == pytest.approx(GradientFlow(some, "LSTM").profile()[list(first.lags)].tolist(), rel=1e-6)
+    assert first.lags == (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 39)
 
 
 def test_gradients_gathered_from_several_backward_passes():

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from throughtime.errors import ConfigError
 
@@ -13,6 +12,7 @@ Clock = Callable[[], float]
 
 
 CATCHING = 0.25  # the part of the share that goes to steps which are caught only, to be measured at the end
+LATER = 1.05  # a step is caught when training has lasted this much longer than at the one before
 
 
 class Budget:
@@ -25,7 +25,8 @@ class Budget:
     three. So a run that is too short for the first and the last exceeds the share, and is told its true cost; a
     longer one keeps it as long as no measurement takes much longer than those before.
 
-    To catch a step without measuring it costs much less; for that a quarter of the share is there from the beginning.
+    To catch a step without measuring it costs much less; for that a quarter of the share is there from the beginning,
+    and it is done when training has gone on for a twentieth of its time since the last one.
 
     share: of training time, no unit: 0.02 is 2 %; 0 measures once, math.inf every time.
     clock: seconds, from any zero; `time.perf_counter` if not given.
@@ -37,13 +38,14 @@ class Budget:
         self.share = float(share)
         self.clock = clock
         self._spent = 0.0
-        self._since: float | None = None  # while in a block of `spending`
+        self._since: float | None = None  # between `begin` and `end`
         self._began = clock()
         self._ended: float | None = None
         self._before_end = 0.0  # spent before `stop`
         self._measured: list[float] = []
         self._caught: list[float] = []
         self._catching = 0.0
+        self._at = 0.0  # how long training had lasted when a step was last caught or measured
 
     @property
     def elapsed(self) -> float:
@@ -76,14 +78,29 @@ class Budget:
     def may_catch(self) -> bool:
         """Whether to catch a step without measuring it fits now, after a first measurement."""
         expected, share = max(self._caught, default=0.0), self.share * self.training
+        if self.training < LATER * self._at:
+            return False
         if len(self._measured) > 1 and self.watching + expected + max(self._measured) > share:
             return False  # that much is for the last one
         return self._catching + expected <= CATCHING * share
+
+    def wait(self) -> float:
+        """Seconds from now in which neither will fit, so that nobody need ask; 0 or less if one may now."""
+        if self.share == 0 or not self._measured:
+            return math.inf if self._measured else 0.0
+        longest, expected = max(self._measured), max(self._caught, default=0.0)
+        watching = self.watching
+        measuring = (watching + 2 * longest) / self.share
+        catching = max((self._catching + expected) / (CATCHING * self.share), LATER * self._at)
+        if len(self._measured) > 1:
+            catching = max(catching, (watching + expected + longest) / self.share)
+        return min(measuring, catching) - self.training
 
     def measured(self, seconds: float, catching: float = 0.0) -> None:
         """One whole measurement took this long, `catching` of it to catch the step; `spend` has counted it already."""
         self._measured = [*self._measured[-2:], seconds]
         self._caught = [*self._caught[-2:], catching]
+        self._at = self.training
 
     def took_longer(self, seconds: float, to_measure: bool = True) -> None:
         """The last measurement took that much more, or the last step that was caught only."""
@@ -96,20 +113,21 @@ class Budget:
         """To catch a step took this long; `spend` has counted it already."""
         self._caught = [*self._caught[-2:], seconds]
         self._catching += seconds
+        self._at = self.training
 
     def spend(self, seconds: float) -> None:
         """Counts time as spent on watching."""
         self._spent += seconds
 
-    @contextmanager
-    def spending(self) -> Iterator[None]:
-        """Counts the time within the block; one at a time."""
+    def begin(self) -> None:
+        """Counts the time from here on, until `end`."""
         self._since = self.clock()
-        try:
-            yield
-        finally:
-            self.spend(self.clock() - self._since)
-            self._since = None
+
+    def end(self) -> None:
+        """The end of what `begin` began."""
+        since, self._since = self._since, None
+        if since is not None:
+            self._spent += self.clock() - since
 
     def stop(self) -> None:
         """The end of training: the clock counts no further. What is spent from here on was spent on watching still."""

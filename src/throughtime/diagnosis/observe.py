@@ -63,10 +63,10 @@ def observe(stacks: Sequence[Sequence[Captured]], turn: int = 0, work: float = W
 
 
 def sampled(stack: Sequence[Captured], turn: int, work: float) -> tuple[list[Captured], str | None]:
-    """The stack over as many sequences as `work` multiplications allow, 2 at least; and which part that is, in words,
+    """The stack over as many sequences as `work` multiplications allow, 1 at least; and which part that is, in words,
     None for all."""
     T, B, weights = work_of(stack[0])
-    n = max(2, int(work / (min(LEAST, T) * max(T / 2, 1) * weights)))
+    n = max(1, int(work / (min(LEAST + 1, T) * max(T / 2, 1) * weights)))  # the last loss step may come on top
     if n >= B:
         return sample(stack, None), None
     index = ((torch.arange(n) * B) // n + turn) % B

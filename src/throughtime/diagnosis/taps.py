@@ -17,8 +17,8 @@ class Listener:
     def before_backward(self) -> None:
         """A backward pass is about to begin."""
 
-    def after_backward(self, loss: Tensor | None) -> None:
-        """A backward pass has come to its end; `loss` is what it started from, where that is one number."""
+    def after_backward(self, start: Any) -> None:
+        """A backward pass has come to its end; `start` is what it started from, see `one_number`."""
 
     def backward_failed(self) -> None:
         """A backward pass ended in an error."""
@@ -29,7 +29,6 @@ class Listener:
 
 _listeners: list[Listener] = []
 _to_calls: list[Listener] = []
-_process = os.getpid()
 _real_backward: Callable[..., Any] = torch.autograd.backward
 _real_call: Callable[..., Any] = nn.Module.__call__
 
@@ -40,11 +39,10 @@ def listen(listener: Listener) -> None:
     torch.autograd.backward, which Tensor.backward calls too, is replaced for as long as there is a listener. A module's
     own hooks would not do: who saves a model by pickling it would save them too.
     """
-    global _real_backward, _process
+    global _real_backward
     if not _listeners and torch.autograd.backward is not _heard_backward:
         _real_backward = torch.autograd.backward
         torch.autograd.backward = _heard_backward
-        _process = os.getpid()
     _listeners.append(listener)
 
 
@@ -78,7 +76,7 @@ def ignore_calls(listener: Listener) -> None:
 
 def _backward(*args: Any, **kwargs: Any) -> None:
     # A backward pass inside another one is checkpointing: the same step.
-    if not _listeners or os.getpid() != _process or torch._C._current_graph_task_id() >= 0:
+    if not _listeners or torch._C._current_graph_task_id() >= 0:
         _real_backward(*args, **kwargs)
         return
     listeners = tuple(_listeners)
@@ -90,9 +88,9 @@ def _backward(*args: Any, **kwargs: Any) -> None:
         for listener in listeners:
             listener.backward_failed()
         raise
-    loss = _one_number(args, kwargs)
+    start = args[0] if args else kwargs.get("tensors")
     for listener in listeners:
-        listener.after_backward(loss)
+        listener.after_backward(start)
 
 
 _heard_backward = functools.wraps(torch.autograd.backward)(_backward)
@@ -106,11 +104,11 @@ def _heard_call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     return _real_call(self, *args, **kwargs)
 
 
-def _one_number(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    tensors = args[0] if args else kwargs.get("tensors")
-    if isinstance(tensors, tuple | list) and len(tensors) == 1:
-        tensors = tensors[0]
-    return tensors.detach() if isinstance(tensors, Tensor) and tensors.numel() == 1 else None
+def one_number(start: Any) -> Tensor | None:
+    """What a backward pass started from, where that is one number, without its graph."""
+    if isinstance(start, tuple | list) and len(start) == 1:
+        start = start[0]
+    return start.detach() if isinstance(start, Tensor) and start.numel() == 1 else None
 
 
 def _in_a_fork() -> None:

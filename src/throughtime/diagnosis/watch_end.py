@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from throughtime.diagnosis.assemble import from_capture
+from throughtime.diagnosis.following import WORK
 from throughtime.diagnosis.history import Record, Seen
 from throughtime.diagnosis.observe import chosen, sampled
 from throughtime.diagnosis.result import Diagnosis
@@ -16,8 +17,6 @@ from throughtime.flow import Capture, NormHistory, UpdateSizes
 
 if TYPE_CHECKING:
     from throughtime.diagnosis.watch_result import Watched
-
-WORK = 2e10  # multiplications for the closing diagnosis of one stack, training being over
 
 
 def closing(
@@ -34,7 +33,7 @@ def closing(
     for stack in stacks:
         captured, of = sampled(stack, 0, WORK)
         some += captured
-        parts += [] if of is None else [f"{stack[0].name}: the whole batch, which would take long; {of} were"]
+        parts += [] if of is None else [f"{stack[0].name}: measured on {of}, for the whole batch would take long"]
     norms = [r.grad_norm for r in history if r.grad_norm is not None]
     given: dict[str, Any] = {
         "model": model,

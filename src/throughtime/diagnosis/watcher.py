@@ -30,12 +30,13 @@ def _safely(method: Callable[..., None]) -> Callable[..., None]:
     def safe(self: Watch, *args: Any) -> None:
         if not self._busy.acquire(blocking=False):
             return
+        self.budget.begin()
         try:
-            with self.budget.spending():
-                method(self, *args)
+            method(self, *args)
         except Exception as error:  # whatever it is, the training goes on
             self._went_wrong(error)
         finally:
+            self.budget.end()
             self._busy.release()
 
     return safe
@@ -59,6 +60,7 @@ class Watch(Watched, taps.Listener):
         self._armed = False  # the next forward pass is captured
         self._to_measure = True  # and its step measured at once, not only caught
         self._waited = 0
+        self._again = 0.0  # when to ask again whether the budget allows it
         self._evaluating = False  # whether the model trains in eval mode
         self._measuring: Measuring | None = None  # the capture that is open
         self._pending: Pending | None = None  # measured; the step that follows it is not known yet
@@ -108,12 +110,12 @@ class Watch(Watched, taps.Listener):
         self._gradients = self._signs()
 
     @_safely
-    def after_backward(self, loss: Tensor | None) -> None:
+    def after_backward(self, start: Any) -> None:
         moved = self._signs() != self._gradients
         if self._measuring is not None:
             if moved or self._measuring.reached:
                 self.steps += 1
-                self._caught(loss)
+                self._caught(taps.one_number(start))
         elif not moved:
             self._other_backward()
         else:
@@ -142,6 +144,8 @@ class Watch(Watched, taps.Listener):
     def _stepped(self) -> None:
         """A training step went by that was not measured."""
         assert self._model is not None
+        if not self._armed and self.budget.clock() < self._again:  # most steps end here
+            return
         self._evaluating = not trains(self._model)
         if not self._armed:
             self._arm_when_due()
@@ -171,6 +175,8 @@ class Watch(Watched, taps.Listener):
             self._arm()
         elif self.budget.may_catch():
             self._arm(to_measure=False)
+        else:
+            self._again = self.budget.clock() + self.budget.wait()
 
     def _arm(self, to_measure: bool = True) -> None:
         """The next forward pass is captured."""

@@ -140,6 +140,7 @@ def test_periodic_series_is_said_to_be_beyond_one_series():
     assert not dependence(torch.randn(500), torch.randn(500), [0], resamples=0).notes
 
 
+@pytest.mark.slow
 def test_the_interval_covers():
     """y_t = sum of the last inputs with falling weights. At 3 steps back the mean dependence over many such series is
     1.5 times the threshold, at 4 it is 0.7 times: the interval of each series is to hold 3 (94 of 100 did)."""
@@ -184,6 +185,7 @@ def test_sequences_of_sines_are_told():
     assert dependence(x[:, :-1], x[:, 1:], range(6), resamples=0).horizon() == Horizon(5, True)
 
 
+@pytest.mark.slow
 def test_false_alarms_of_labels():
     alarms = sum(
         dependence(sequences(80, 10, 1, seed), torch.arange(80) % 3, range(10), shuffles=30, seed=seed, resamples=0)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from throughtime.diagnosis.added import added
 from throughtime.diagnosis.chance import BLOCKS
 from throughtime.diagnosis.dependence import Dependence, as_data, dependence
 from throughtime.diagnosis.kernel import NODES, SYMBOLS
@@ -25,11 +27,40 @@ NEAR = 16  # lags that are measured one by one in any case
 
 
 class Asked(NamedTuple):
-    """What the data ask for: by pairs of one input and the target, by all old inputs together, and notes on both."""
+    """What the data ask for: by pairs of one input and the target, by all old inputs together, and notes on both; and
+    the sequences that it was measured on."""
 
     pairs: Dependence
     together: Dependence | None = None
     notes: tuple[str, ...] = ()
+    data: Sequences | None = None
+
+    def added(self, near: int, far: int) -> float | None:
+        """What inputs up to `far` steps back add to those up to `near` back (`throughtime.diagnosis.added`); None where
+        that cannot be said. In long reaches few targets have such a past, so that half as far is tried as well."""
+        if self.data is None:
+            return None
+        half = self.data.x.shape[1] // 2
+        there = [d for d, b in zip(self.pairs.lags, self.pairs.beyond(), strict=True) if b and near < d <= half]
+        found = [added(self.data, near, d) for d in {far, *there[-1:]} if d > near]
+        return max((v for v in found if v is not None), default=None)
+
+    def folded(self) -> Asked:
+        """The same for a label that a layer reads from both ends: lags count from the nearer one."""
+        if self.data is None or self.data.form != "label":
+            return self
+        T, p = self.data.x.shape[1], self.pairs
+        limits = p.limits or (p.threshold,) * len(p.lags)
+        best: dict[int, tuple[float, float]] = {}
+        for d, size, limit in zip(p.lags, p.size, limits, strict=True):
+            d = min(d, T - 1 - d)
+            best[d] = max(best.get(d, (size, limit)), (size, limit), key=lambda v: v[0] - v[1])
+        lags = tuple(sorted(best))
+        of = replace(
+            p, lags=lags, size=tuple(best[d][0] for d in lags), limits=tuple(best[d][1] for d in lags), interval=None
+        )
+        note = "the layer reads the sequences from both ends, so lags are counted from the nearer one"
+        return Asked(of, None, (*self.notes, note))
 
 
 def measure_data(batches: Sequence[Sequences], seed: int = 0) -> Asked:
@@ -80,7 +111,7 @@ def measure_data(batches: Sequence[Sequences], seed: int = 0) -> Asked:
             together = pooled_dependence(x, y, few, shuffles=SHUFFLES, seed=seed)
     except DataError as error:
         raise Unseen(str(error)) from None
-    return Asked(pairs, together, tuple(notes))
+    return Asked(pairs, together, tuple(notes), Sequences(x, y, first.form) if N >= BLOCKS else None)
 
 
 def measure_given(inputs: Any, targets: Any) -> Asked:

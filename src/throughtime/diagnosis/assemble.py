@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from torch import nn
 
@@ -38,6 +39,7 @@ def from_capture(
     fraction: float = 0.01,
     work: float = WORK,
     among: str | None = None,
+    added: Callable[[int, int], float | None] | None = None,
 ) -> Diagnosis:
     """A diagnosis from what was captured: one `Capture` that was left, or several of the same model.
 
@@ -48,6 +50,7 @@ def from_capture(
     window:   T of truncated BPTT; None for the steps that were captured.
     findings, notes: more of them, from elsewhere.
     among:    the module whose gradient horizon counts; None for the one that reaches farthest.
+    added:    from a near lag and a far one to what inputs between them add (`throughtime.diagnosis.added`).
     work:     how many multiplications following the gradients of one recurrence may take, see `Follower`.
 
     Raises FlowError, in a sentence that says why, where nothing was captured.
@@ -70,6 +73,9 @@ def from_capture(
         None if use is None else use.interval,
         far.steps if window is None and far is not None else window,
     )
+    if added is not None and horizons.case in ("vanishes", "unclear"):
+        assert horizons.gradient is not None and horizons.data is not None
+        horizons = replace(horizons, added=added(horizons.gradient.steps, horizons.data.steps))
     found = [f for m in measured for f in of_recurrence(m)]
     if far is not None:
         found.append(horizons.finding(far.where))

@@ -16,6 +16,7 @@ CASES = {
     "unreached": "the loss does not depend on the recurrent layers",
     "no past": "no recurrence ran over more than one step",
     "vanishes": "the gradient vanishes before the dependency in the data",
+    "nearer": "the gradient vanishes before what the data hold, but nearer inputs say the same",
     "window": "training is cut shorter than the dependency in the data",
     "unclear": "the gradient seems to fall short of the data, by less than can be told",
     "unused": "the gradient reaches as far as the data ask, and the model does not use it",
@@ -60,6 +61,12 @@ def conclude(findings: Sequence[Finding], horizons: Horizons, farthest: Measured
         return case, horizons.sentence()
     if case in ("no dependency", "no memory"):
         return case, _nothing_to_remember(case, horizons)
+    if case == "nearer":
+        return case, (
+            f"Nearer inputs say the same: the targets depend on inputs {horizons.data} back, and the gradient vanishes "
+            f"after {horizons.gradient}; but what lies farther back adds less than 1 % to what the nearer inputs say. "
+            "That the gradient vanishes does little harm."
+        )
     used = ", and the model uses it" if case == "healthy" else ""
     return "healthy", f"Healthy: {_reach(horizons)[0].lower()}{_reach(horizons)[1:-1]}{used}. Nothing else is wrong."
 

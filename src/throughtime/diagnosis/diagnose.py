@@ -17,7 +17,7 @@ from throughtime.diagnosis.finding import Finding, Where
 from throughtime.diagnosis.next_step import next_step
 from throughtime.diagnosis.parts import parts
 from throughtime.diagnosis.result import Diagnosis
-from throughtime.diagnosis.sequences import Sequences, Unseen, axes_of, see
+from throughtime.diagnosis.sequences import Sequences, Unseen, axes_of, from_both_ends, see
 from throughtime.diagnosis.untouched import untouched
 from throughtime.diagnosis.use import Use
 from throughtime.diagnosis.used import measure_use
@@ -102,6 +102,7 @@ def diagnose(
             asked = Asked(data)
         else:
             asked = measure_data(_seen(captures, found, lengths)) if data is None else measure_given(*data)
+            asked = asked.folded() if data is None and from_both_ends(captures[0]) else asked
             notes += asked.notes
     except Unseen as error:
         notes.append(f"the data horizon: {error}")
@@ -124,6 +125,7 @@ def diagnose(
         captures, model=model, data=pairs, together=together, use=used, updates=updates, window=window,
         clip=clip, norms=None if norms is None else norm_history(norms),
         findings=findings, notes=notes, fraction=fraction, among=among,
+        added=None if asked is None else asked.added,
     )  # fmt: skip
 
 

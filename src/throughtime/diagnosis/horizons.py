@@ -17,6 +17,7 @@ from throughtime.flow import GradientFlow, Horizon
 from throughtime.plain import Plain
 
 Interval = tuple[Horizon, Horizon]
+ADDS = 0.01  # of the targets' variance: what adds less counts as nothing
 
 # What each case means, and what to do.
 _CASES: dict[str, tuple[str, str, str]] = {
@@ -32,6 +33,11 @@ _CASES: dict[str, tuple[str, str, str]] = {
         "warning",
         "The gradient vanishes before the dependency in the data: the network cannot learn it as it is.",
         "cure the network: a gated cell, a larger forget-gate bias, an orthogonal U, skip connections",
+    ),
+    "nearer": (
+        "note",
+        "What lies farther back than the gradient reaches adds nothing to what nearer inputs say: it does little harm.",
+        "",
     ),
     "unclear": (
         "note",
@@ -56,6 +62,8 @@ class Horizons(Plain):
     gradient: how far back the gradient reaches the parameters (`GradientFlow.horizon`).
     use:      how far back the model uses its input (`Use.horizon`).
     window:   T, the steps of truncated BPTT, if training has one: no gradient goes farther back than T - 1.
+    added:    the share of the targets' variance that inputs farther back than the gradient reaches add to nearer ones
+              (`throughtime.diagnosis.added`); below 1 % nothing is lost there.
 
     A horizon that is the largest measured ("at least") is taken as reaching that far. Where two intervals overlap,
     the two are not told apart.
@@ -68,6 +76,7 @@ class Horizons(Plain):
     gradient_interval: Interval | None = None
     use_interval: Interval | None = None
     window: int | None = None
+    added: float | None = None
 
     @property
     def asked(self) -> Horizon | None:
@@ -85,8 +94,8 @@ class Horizons(Plain):
 
     @property
     def case(self) -> str:
-        """Which case it is: "no dependency", "no memory", "window", "vanishes", "unclear", "reaches", "unused",
-        "healthy", or "unknown" without a data horizon."""
+        """Which case it is: "no dependency", "no memory", "window", "vanishes", "unclear", "nearer", "reaches",
+        "unused", "healthy", or "unknown" without a data horizon."""
         asked = self.asked
         if asked is None:
             return "unknown"
@@ -97,6 +106,8 @@ class Horizons(Plain):
         reach = math.inf if self.window is None else self.window - 1
         if self.gradient is not None and self.gradient.steps < min(asked.steps, reach):
             high = (self.gradient_interval or (self.gradient, self.gradient))[1]
+            if asked is self.data and self.added is not None and self.added < ADDS:
+                return "nearer"
             surely = not high.at_least and high.steps < min(data[0].steps, reach)
             return "vanishes" if surely else "unclear"
         if data[0].steps > reach:

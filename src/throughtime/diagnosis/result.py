@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from throughtime.diagnosis.dependence import Dependence
@@ -17,7 +18,7 @@ from throughtime.flow import Horizon, UpdateSizes
 from throughtime.flow.figure import Mark, plot, svg
 from throughtime.plain import Plain
 
-HEALTHY = ("healthy", "no dependency", "no memory")
+HEALTHY = ("healthy", "no dependency", "no memory", "nearer")
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,13 @@ class Diagnosis(Plain):
         Raises ThroughtimeError, with the command that installs it, where matplotlib is missing.
         """
         return plot(self._profiles(), self._marks(), fraction=self.fraction, ax=ax)
+
+    def report(self, path: str | os.PathLike[str]) -> Path:
+        """Writes the diagnosis as a page, one HTML file that opens offline (`throughtime.report.report`); gives its
+        path. Raises ReportError if it cannot be written."""
+        from throughtime.report import report  # the room that draws pages stands above this one: only when asked
+
+        return report(self, path)
 
     def _repr_html_(self) -> str:
         """For notebooks: the verdict, the profiles with the horizons, the findings; one piece of HTML, no scripts."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
+from throughtime.errors import FlowError
 from throughtime.flow import Capture
 from throughtime.flow.capture_runs import LayerRun, StepRun
 
@@ -67,6 +68,18 @@ def _only_at_end(run: LayerRun | StepRun) -> bool:
         came = [(call, call.y.entered) for call in run.calls if call.y is not None and call.y.entered is not None]
         before += [call.output_order(g)[: None if call is not run.calls[-1] else -1] for call, g in came]
     return not any(bool(v.any()) for v in before if v is not None)
+
+
+def from_both_ends(captured: Capture) -> bool:
+    """Whether the recurrence that took the input ran both ways, and its loss enters the last state of either."""
+    run = captured.recurrences[0]._run
+    if isinstance(run, StepRun) or run.calls[0].is_cell or len(run.calls[-1].layers[-1]) < 2:
+        return False
+    try:
+        ends = [v for v in run.outside[-1][1] if v is not None]
+    except FlowError:  # it says so where it is measured
+        return False
+    return any(bool(v[0].any()) for v in ends)
 
 
 def see(

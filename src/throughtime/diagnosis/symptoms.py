@@ -11,7 +11,7 @@ from throughtime.diagnosis.finding import Finding, Where, steps
 from throughtime.diagnosis.measured import Measured
 from throughtime.flow import GateStatistics, MemoryStatistics, UpdateSizes
 
-# Rules of thumb; docs/diagnosis.md says where each comes from.
+# Rules of thumb; docs/verdicts.md says where each comes from.
 GROWN = 10.0  # times its size at lag 0: a gradient that explodes
 SHUT = 1e-3  # a gate that is nearer to 0, or to 1, than this for a unit on average does not act, nor learns
 MOST = 0.5  # the share of units from which on it is the layer and not the unit that has a fault

@@ -123,6 +123,16 @@ def test_a_watched_training_tells_its_horizons_and_its_troubles(tmp_path: Path) 
     ]  # fmt: skip
 
 
+def test_the_incidents_of_a_guard_are_alarms(tmp_path: Path) -> None:
+    lines = [{"throughtime": "guard", "format": 1}, {"iteration": 7, "fault": "the loss is NaN", "done": "skipped"}]
+    (tmp_path / "guard.jsonl").write_text("".join(json.dumps(v) + "\n" for v in lines))
+    first = next(follow(tmp_path, every=0))
+    assert first is not None
+    [g] = first["runs"]
+    assert g["kind"] == "guard" and g["step"] == 7 and g["points"] == []
+    assert g["alarms"] == ["iteration 7: the loss is NaN; skipped"]
+
+
 def test_long_logs_are_thinned_and_validation_stays(tmp_path: Path) -> None:
     lines = "".join(line(s, **({"valid": 1.0} if s == 777 else {})) for s in range(1, 5 * POINTS))
     run_at(tmp_path / "a", lines=lines)
@@ -155,7 +165,7 @@ def test_the_latest_checkpoint_is_measured_once(trained: Path) -> None:
     assert text.valid is not None
     flow = text_flow(model, text.valid, windows=2)
     assert told["flow"]["h"]["profile"] == flow.profile("h").tolist()
-    assert told["horizons"] == [[6, flow.horizon("h").steps, flow.horizon("h").at_least]]
+    assert told["horizons"] == [[6, flow.horizon("z").steps, flow.horizon("z").at_least]]
 
 
 def test_no_other_file_is_reached(trained: Path) -> None:

@@ -13,6 +13,7 @@ from throughtime.cures.flight import FlightRecord
 from throughtime.cures.flossing_penalty import flossing, lyapunov_exponents
 from throughtime.cures.guard import Guard
 from throughtime.cures.guard_batches import Batches
+from throughtime.cures.guard_log import IncidentLog
 from throughtime.cures.guard_report import GuardCost, Incident
 from throughtime.cures.guard_rule import Rule
 from throughtime.cures.guard_snapshot import Parts, Snapshot
@@ -64,6 +65,7 @@ __all__ = [
     "Guard",
     "GuardCost",
     "Incident",
+    "IncidentLog",
     "InputNoise",
     "LearningRate",
     "LockedDropout",

@@ -40,7 +40,7 @@ class Checkpoints:
                     raise ConfigError("this run keeps no text for validation to measure on")
                 found = flow(text_flow(model, text.valid, windows=2))
                 self._latest[run_id] = name, found
-                first = found.get("h") or next(iter(found.values()))
+                first = found.get("z") or next(iter(found.values()))
                 step = int(name.removeprefix("step-"))
                 self._history.setdefault(run_id, {})[step] = [step, first["horizon"], first["at_least"]]
             measured = self._latest[run_id][1]

@@ -52,12 +52,13 @@ def _object(line: bytes) -> dict[str, Any] | None:
 
 
 class Run:
-    """One run: a folder of `throughtime train` with its log, or a history of `tt.watch`."""
+    """One run, by its `kind`: the folder of a `throughtime train` ("train"), a history of `tt.watch` ("watch"), or the
+    incidents of a guard ("guard")."""
 
-    def __init__(self, name: str, path: Path, watched: bool) -> None:
-        self.name, self.path, self.watched = name, path, watched
+    def __init__(self, name: str, path: Path, kind: str) -> None:
+        self.name, self.path, self.kind = name, path, kind
         self.id = hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
-        self._tail = Tail(path if watched else path / "log.jsonl")
+        self._tail = Tail(path / "log.jsonl" if kind == "train" else path)
         self._told: dict[str, Any] = {}
         self._clear()
 
@@ -79,9 +80,14 @@ class Run:
         points: list[list[Any]] = []
         horizons: list[list[Any]] = []
         for line in lines:
-            self._watched(line, points, horizons) if self.watched else self._trained(line, points)
+            if self.kind == "train":
+                self._trained(line, points)
+            elif self.kind == "watch":
+                self._watched(line, points, horizons)
+            else:
+                self._guarded(line)
         info = {
-            "name": self.name, "watched": self.watched, "unit": self._unit(), "step": self.step,
+            "name": self.name, "kind": self.kind, "unit": self._unit(), "step": self.step,
             "steps": self._steps(), "state": self._state(), "checkpoint": self.checkpoint, "alarms": self.alarms[-20:],
         }  # fmt: skip
         if not (first or began or lines or info != self._told):
@@ -116,6 +122,11 @@ class Run:
             elif seen.get("problem"):
                 self.alarms.append(f"step {step}: {place}: {seen['problem']}")
 
+    def _guarded(self, line: dict[str, Any]) -> None:
+        if isinstance(line.get("iteration"), int):
+            self.step = line["iteration"]
+            self.alarms.append(f"iteration {self.step}: {line.get('fault')}; {line.get('done')}")
+
     def _check(self, point: list[Any]) -> None:
         for what, value in zip(("loss", "gradient norm", "validation loss"), point[1:], strict=True):
             if isinstance(value, str):
@@ -123,7 +134,7 @@ class Run:
 
     def _unit(self) -> str:
         """Of the loss, for short: a run on text has it in bits per symbol."""
-        if self.watched:
+        if self.kind != "train":
             return "loss"
         try:
             kind = json.loads((self.path / "config.json").read_bytes())["kind"]
@@ -133,7 +144,7 @@ class Run:
 
     def _steps(self) -> int | None:
         """How many steps it is to have, where that is known."""
-        if self.watched:
+        if self.kind != "train":
             return None
         try:
             found = json.loads((self.path / "config.json").read_bytes())["config"]["steps"]
@@ -142,14 +153,14 @@ class Run:
         return found if isinstance(found, int) else None
 
     def _state(self) -> str:
-        if self.ended or (not self.watched and self.step and self.step == self._steps()):
+        if self.ended or (self.kind == "train" and self.step and self.step == self._steps()):
             return "finished"
         return "training" if time.monotonic() - self.changed < QUIET else "still"
 
     @property
     def checkpoint(self) -> str | None:
         """The newest one of a run of `throughtime train`."""
-        if self.watched:
+        if self.kind != "train":
             return None
         try:
             with os.scandir(self.path / "checkpoints") as entries:
@@ -192,20 +203,23 @@ def find(root: Path) -> dict[str, Run]:
         if len(below.parts) >= DEEPEST:
             inside.clear()
         if "log.jsonl" in files and "config.json" in files:
-            found.append(Run(str(below) if below.parts else here.resolve().name, here, watched=False))
+            found.append(Run(str(below) if below.parts else here.resolve().name, here, "train"))
         for name in sorted(files):
-            if name.endswith(".jsonl") and name != "log.jsonl" and _is_history(here / name):
-                found.append(Run(str(below / name), here / name, watched=True))
+            kind = _kind(here / name) if name.endswith(".jsonl") and name != "log.jsonl" else None
+            if kind is not None:
+                found.append(Run(str(below / name), here / name, kind))
     return {run.id: run for run in found[:MOST]}
 
 
-def _is_history(path: Path) -> bool:
+def _kind(path: Path) -> str | None:
+    """What the first line of a file says it is."""
     try:
         with open(path, "rb") as file:
             head = _object(file.readline(4096))
     except OSError:
-        return False
-    return head is not None and head.get("throughtime") == "watch"
+        return None
+    said = None if head is None else head.get("throughtime")
+    return said if said in ("watch", "guard") else None
 
 
 def follow(root: Path, every: float = 0.5) -> Iterator[dict[str, Any] | None]:

@@ -7,10 +7,12 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from throughtime import cells
 from throughtime.cures.prescribe_result import COLUMNS, Prescription, row
 from throughtime.diagnosis import Diagnosis
 from throughtime.diagnosis.measured import Measured
 from throughtime.flow import GateResult, GradientFlow
+from throughtime.flow.bound import largest_slope
 from throughtime.flow.gates import REGIMES
 from throughtime.report.view import DependenceView, FindingView, GatesView, ModelView, Page, TableView
 from throughtime.report.write import write
@@ -72,8 +74,14 @@ def _model(m: Measured, d: Diagnosis, flow: GradientFlow | None) -> ModelView:
         horizon={} if horizon is None else {next(iter(m.profiles)): horizon},
         half_life={} if horizon is None else {next(iter(m.profiles)): m.half_life()},
         use=use if farthest and use is not None and use.steps >= 0 else None,
-        gates=None if m.gates is None else _gates(m.gates),
+        gates=None if m.gates is None else _gates(m.gates), bound=_bound(m),
     )  # fmt: skip
+
+
+def _bound(m: Measured) -> float | None:
+    """sigma_1 of U times the largest slope of f, for a simple network; gates have no such bound (Pascanu 2013)."""
+    slope = next((largest_slope(c) for c in map(cells.by_name, cells.NAMES) if c.name == m.cell), None)
+    return None if slope is None or not m.matrices else m.matrices[0].sigma_1 * slope
 
 
 def _gates(found: GateResult) -> GatesView:

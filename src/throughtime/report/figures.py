@@ -33,6 +33,12 @@ def frames(page: Page, packed: Sequence[dict[str, PackedMap]]) -> str:
             )
         )
     if any(m.profile for m in page.models):
+        bound = (
+            " The thin dashes are the bound, (&sigma;&#8321; max&thinsp;|f&prime;|)<sup>lag</sup>: the measured decay "
+            "stays under it, often far."
+            if any(m.bound is not None for m in page.models)
+            else ""
+        )
         below = (
             " Below: how much the target depends on the input at the same lag; inside the shade it is chance."
             if page.dependence is not None and page.dependence.lags
@@ -44,7 +50,7 @@ def frames(page: Page, packed: Sequence[dict[str, PackedMap]]) -> str:
                 "How it fades with the lag",
                 (
                     "Size of the gradient at each lag, relative to lag 0, on a logarithmic scale; the mark on a "
-                    f"curve is its horizon, the last lag with at least {percent(page.fraction)}.{below}"
+                    f"curve is its horizon, the last lag with at least {percent(page.fraction)}.{bound}{below}"
                 ),
             )
         )

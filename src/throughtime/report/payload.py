@@ -154,6 +154,7 @@ def payload(page: Page, packed: Sequence[dict[str, PackedMap]]) -> dict[str, Any
                 },
                 "norms": [[number(s), number(v)] for s, v in _largest(model.norms)],
                 "clip": number(model.clip),
+                "bound": number(model.bound),
             }
             for model, maps in zip(page.models, packed, strict=True)
         ],

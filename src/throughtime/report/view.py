@@ -154,6 +154,7 @@ class ModelView:
     the last validation in `history`. `use` is how far back the trained model uses its input, if measured.
     `shares[p]` is the share of parameter p's gradient from each lag; `eigenvalues` are (real, imaginary) of "U" and of
     the state Jacobian "J"; `norms` the gradient norms (step, norm) before clipping, and `clip` the threshold in use.
+    `bound` is the factor a step that the gradient cannot exceed.
     Raises ShapeError or ConfigError, naming the model and the field.
     """
 
@@ -174,6 +175,7 @@ class ModelView:
     eigenvalues: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
     norms: Sequence[tuple[float, float]] = ()
     clip: float | None = None
+    bound: float | None = None
 
     def __post_init__(self) -> None:
         def put(name: str, value: object) -> None:

@@ -30,7 +30,7 @@
       while (taken.has(index)) index++;
       runs.set(info.id, run = { index, shown: index < COLOURS, points: [], horizons: [], measured: null, flow: null });
     }
-    if (anew) { run.points = []; run.horizons = run.watched ? [] : run.horizons; }
+    if (anew) { run.points = []; run.horizons = run.kind === "watch" ? [] : run.horizons; }
     Object.assign(run, info);
     run.points.push(...points);
     run.horizons.push(...horizons);
@@ -114,7 +114,7 @@
 
   function maps() {
     part("maps").replaceChildren(...shown().filter((run) => run.flow || run.problem).map((run) => {
-      const name = run.flow && (run.flow.h ? "h" : Object.keys(run.flow)[0]), flow = name && run.flow[name];
+      const name = run.flow && (run.flow.z ? "z" : Object.keys(run.flow)[0]), flow = name && run.flow[name];
       return TT.html("article", { class: TT.model(run.index) }, TT.html("h3", {}, run.name),
         flow ? TT.triangle(flow.map, `${run.measured}: gradient of ${name}; ${TT.strong("dark", "light")} is large, over ${-flow.map.low} powers of ten`) : TT.html("p", { class: "told trouble" }, run.problem));
     }));

@@ -8,10 +8,13 @@ TT.strong = (onLight, onDark) => TT.dark() ? onDark : onLight;
 // A picture of bytes, 0..255; where `value` gives null there is nothing.
 TT.paint = (width, height, value, aspect, words) => {
   const canvas = TT.html("canvas", { class: "sheet", width, height, role: "img", "aria-label": words });
-  const context = canvas.getContext("2d"), image = context.createImageData(width, height);
-  for (let y = 0; y < height; y++) for (let x = 0; x < width; x++) {
+  const context = canvas.getContext("2d"), image = context.createImageData(width, height), pixel = image.data;
+  const shades = Array.from({ length: 256 }, (_, v) => TT.ramp(v / 255));
+  for (let y = 0, at = 0; y < height; y++) for (let x = 0; x < width; x++, at += 4) {
     const v = value(x, y);
-    if (v !== null) image.data.set([...TT.ramp(v / 255), 255], 4 * (y * width + x));
+    if (v === null) continue;
+    const [r, g, b] = shades[v];
+    pixel[at] = r; pixel[at + 1] = g; pixel[at + 2] = b; pixel[at + 3] = 255;
   }
   context.putImageData(image, 0, 0);
   canvas.style.aspectRatio = String(aspect);

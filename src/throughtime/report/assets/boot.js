@@ -16,7 +16,6 @@
   };
   const all = () => drawn.forEach((part) => draw(part, true));
   const watch = new ResizeObserver(() => drawn.forEach((part) => draw(part, false)));
-  drawn.forEach((part) => { draw(part, true); watch.observe(part.stage); });
 
   const button = document.getElementById("theme"), root = document.documentElement;
   const themes = ["", "light", "dark"], names = { "": "automatic", light: "light", dark: "dark" };
@@ -39,4 +38,5 @@
   addEventListener("beforeprint", () => { TT.printing = true; all(); });
   addEventListener("afterprint", () => { TT.printing = false; all(); });
   all();
+  drawn.forEach((part) => watch.observe(part.stage));
 })();

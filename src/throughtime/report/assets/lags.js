@@ -51,6 +51,11 @@ TT.figures.lags = (stage, tools) => {
     const ends = [];
     let troubled = 0;
     for (const m of models) {
+      if (TT.number(m.bound) > 0) {
+        const slope = Math.log10(TT.number(m.bound)), far = m.profile[stateOf(m)].length - 1;
+        svg.append(TT.svg("g", { class: TT.model(m.index), "clip-path": "url(#clip-lags)" },
+          TT.svg("path", { class: "short", "stroke-dasharray": "3 3", d: TT.line([...Array(far + 1).keys()].map((lag) => [x(lag), y(TT.clamp(lag * slope, y.domain[0] - 40, y.domain[1] + 40))])) })));
+      }
       const curve = m.profile[stateOf(m)].map((v) => Number.isNaN(v) ? null : TT.clamp(logOf(v), y.domain[0] - 40, y.domain[1] + 1));
       const group = TT.svg("g", { class: TT.model(m.index) });
       group.append(TT.svg("path", { class: `curve ${TT.dash(m.index)}`, "clip-path": "url(#clip-lags)", d: TT.line(curve.map((v, lag) => [x(lag), v === null ? null : y(v)])) }));

@@ -43,7 +43,6 @@ TT.figures.map = (stage, tools) => {
   let k = stepOf(smallest, Math.max(0, smallest.size - 1 - Math.round((models[0].horizon[models[0].state]?.steps ?? smallest.size / 4) / smallest.stride)));
 
   const bad = { nan: [150, 150, 150], inf: [214, 24, 84] };
-  const colour = (v) => Number.isNaN(v) ? bad.nan : v === Infinity ? bad.inf : TT.ramp((v - low) / (high - low));
   const valueText = (v) => v === undefined ? "\u2014" : v === -Infinity ? "0" : Number.isFinite(v) ? TT.text(10 ** v) : TT.text(v);
 
   const readout = TT.readout();
@@ -106,8 +105,13 @@ TT.figures.map = (stage, tools) => {
     const sheet = document.createElement("canvas");
     sheet.width = sheet.height = map.size;
     const context = sheet.getContext("2d"), image = context.createImageData(map.size, map.size);
-    for (let row = 0; row < map.size; row++) for (let column = 0; column <= row; column++)
-      image.data.set([...colour(map.log(row, column)), 255], 4 * (row * map.size + column));
+    // The colours are worked out once: a map has a million cells.
+    const LAST = 1023, shades = Array.from({ length: LAST + 1 }, (_, i) => TT.ramp(i / LAST)), pixel = image.data;
+    for (let row = 0; row < map.size; row++) for (let column = 0, at = 4 * row * map.size; column <= row; column++, at += 4) {
+      const v = map.log(row, column);
+      const [r, g, b] = Number.isNaN(v) ? bad.nan : v === Infinity ? bad.inf : shades[Math.round(TT.clamp((v - low) / (high - low), 0, 1) * LAST)];
+      pixel[at] = r; pixel[at + 1] = g; pixel[at + 2] = b; pixel[at + 3] = 255;
+    }
     context.putImageData(image, 0, 0);
     // Each cell a whole number of pixels wide; the browser smooths only the last, small reduction.
     canvas.width = canvas.height = map.size * Math.ceil(pixels / map.size);

@@ -53,3 +53,11 @@ class ReportError(ThroughtimeError, OSError):
 
 class GuardStopped(NonFiniteError):
     """The guard has done what its rule allows and stops; the message says what went wrong, where, what was tried."""
+
+
+class ProcessError(ThroughtimeError, RuntimeError):
+    """Of several processes that train together another one failed or was lost."""
+
+
+class ExportError(ThroughtimeError, RuntimeError):
+    """A model cannot be written in another format, or what was written does not compute what the model computes."""

@@ -20,6 +20,8 @@ class Batch:
              where all have T steps.
     carried: whether the first B sequences of the batch before go on here, with their states; else states are zero.
     allowed: [T, B, classes], where more than one class is a right answer at a step.
+    whole:   where this is one process' share of a batch: how many targets count in all of that batch.
+    filler:  whether this is one step of nothing, read where a process has no sequence of a batch; its state is dropped.
     """
 
     inputs: Tensor
@@ -28,6 +30,8 @@ class Batch:
     lengths: Tensor | None = None
     carried: bool = False
     allowed: Tensor | None = None
+    whole: int | None = None
+    filler: bool = False
 
     @property
     def count(self) -> int:
@@ -35,6 +39,11 @@ class Batch:
         if self.scored is not None:
             return int(self.scored.sum())
         return self.targets.shape[0] * self.targets.shape[1]
+
+    @property
+    def total(self) -> int:
+        """How many targets count in the whole batch, the shares of other processes included."""
+        return self.count if self.whole is None else self.whole
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device; lengths stay on the CPU, where packing wants them."""

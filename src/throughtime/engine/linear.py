@@ -253,7 +253,8 @@ def laid_out(
     z [T, B, C * H]: the net inputs; before [T, B, .]: every state before each step.
     """
     T, B, H = z.shape[0], z.shape[1], z.shape[2] // len(step.tape.columns)
-    some = max(1, 16384 // max(1, B * H))  # steps at a time: what is computed on the way stays in the cache
+    # Steps at a time: what is computed on the way stays in the cache, or, on a GPU, in a part of its memory.
+    some = max(1, (1 << 24 if z.is_cuda else 16384) // max(1, B * H))
     out, weights = z.new_empty(0), []
     widths: tuple[int, ...] = ()
     for t in range(0, T, some):

@@ -1,4 +1,4 @@
-"""A recurrence run again, forward through time: by the CPU kernels where they can, else step by step in torch."""
+"""A recurrence run again, forward through time: by the kernels that are chosen for it, else step by step in torch."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from throughtime.cells import Cell
-from throughtime.engine import cpu, torch_backend
+from throughtime.engine import cpu, torch_backend, triton
 from throughtime.engine.backends import choose
 from throughtime.engine.operands import Operands
 from throughtime.engine.tape import Tape
 from throughtime.engine.trace import tape_of
 
 
-def by_kernels(v: Operands) -> bool:
-    """Whether the CPU kernels run these operands; THROUGHTIME_BACKEND says otherwise where it is set."""
-    x, states = v.x, v.states
-    return choose("auto", x.device.type, states[0].dtype, x.dtype)[0] == "cpu"
+def kernels_for(v: Operands) -> str | None:
+    """Which kernels run these operands, "cpu" or "triton"; None for torch. What `auto` chooses in training, or what
+    THROUGHTIME_BACKEND asks for."""
+    name = choose("auto", v.x.device.type, v.states[0].dtype, v.x.dtype)[0]
+    return name if name in ("cpu", "triton") else None
 
 
 @torch.no_grad()
@@ -26,9 +27,10 @@ def run_forward(
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """Every state at every step [T, B, .], the states after the last step [B, .], and the net inputs [T, B, C * H]."""
     tape = tape_of(cell)
-    if not by_kernels(v):
+    name = kernels_for(v)
+    if name is None:
         return torch_backend.forward(tape, *v, lengths, reverse, True)
-    sequences, finals, _ = cpu.forward(tape, *v, lengths, reverse, False)
+    sequences, finals, _ = (cpu if name == "cpu" else triton).forward(tape, *v, lengths, reverse, False)
     return sequences, finals, net_inputs(tape, v, torch_backend.previous(sequences[0], v.states[0], lengths, reverse))
 
 

@@ -1,21 +1,22 @@
-"""The gradients of many losses sent back through one recurrence, all the way: by the CPU kernels, or else by torch."""
+"""The gradients of many losses sent back through one recurrence, all the way: by kernels, or else by torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from throughtime.engine.cpu.map import Prepared, prepare
+from throughtime.engine.cpu import map as by_cpu
 from throughtime.engine.rules import with_rule
 from throughtime.engine.torch_backend import previous
 from throughtime.engine.trace import tape_of
+from throughtime.engine.triton import map as by_triton
 from throughtime.errors import FlowError
 from throughtime.flow.entering import Entering
-from throughtime.flow.ran import by_kernels
+from throughtime.flow.ran import kernels_for
 
 if TYPE_CHECKING:
     from throughtime.flow.recurrence import Recurrence
@@ -47,11 +48,14 @@ class Sent(NamedTuple):
         return found
 
 
-def prepared(r: Recurrence) -> Prepared | None:
-    """The recurrence made ready for the CPU kernels; None where they do not run it."""
+def prepared(r: Recurrence) -> by_cpu.Prepared | by_triton.Prepared | None:
+    """The recurrence made ready for the kernels that run it; None where torch does."""
     v = r.operands
-    if not by_kernels(v):
+    name = kernels_for(v)
+    if name is None:
         return None
+    prepare: Callable[..., by_cpu.Prepared | by_triton.Prepared]
+    prepare = by_cpu.prepare if name == "cpu" else by_triton.prepare
     before = [previous(s, first, r.lengths, r.reverse) for s, first in zip(r.sequences, v.states, strict=True)]
     tape = with_rule(tape_of(r.cell), None, r.truncated)
     return prepare(tape, r.z, v.W, v.U, v.units, v.matrices, before, r.lengths, r.reverse, r.truncated, r.dtype)
@@ -68,7 +72,7 @@ def send(
 ) -> Sent:
     """Sends every row of `entering` back through the recurrence, in the recurrence's own dtype.
 
-    In float32 too the range of a size is that of float64. Without the CPU kernels it is float64 in any case.
+    In float32 too the range of a size is that of float64. Without the kernels it is float64 in any case.
     by_sample: gives the sizes of each sequence by itself.
 
     Raises FlowError for another dtype, and where the entering gradients do not fit the cell.

@@ -57,7 +57,7 @@ def analyse(tape: Tape, H: int, P: int, matrices: Sequence[tuple[int, int]], kep
 
     Raises CellError where widths do not fit each other.
     """
-    states = tape.names("s")
+    states = tape.names("s") or tape.names("d")  # a linear step has no old states
 
     def letter(n: int) -> str:
         if n not in (H, P):

@@ -50,7 +50,7 @@ def compiled(text: Text) -> Any:
     """The kernel as Triton compiles it. Numbers of steps and rows are not compiled in."""
     from triton.runtime.jit import JITFunction
 
-    changing = [p for p in text.params if p in ("T", "B", "begin", "end", "start") or p.startswith("stride_")]
+    changing = [p for p in text.params if p in ("T", "B", "R", "begin", "end", "start") or p.startswith("stride_")]
     return JITFunction(plain_function(text), do_not_specialize=changing)
 
 

@@ -14,6 +14,8 @@ BESIDE = 32 * 1024
 # No program has fewer rows or units than a tile of the tensor cores.
 LEAST = 16
 MOST_ROWS = 64
+# Numbers in a tile of a map whose products torch has done.
+TILE = 1024
 # The tile of a scan.
 STEPS, UNITS = 64, 32
 
@@ -110,6 +112,24 @@ def _choose(
     batch = min(_parts(B, rows), at_once) if mode == "together" else _parts(B, rows)
     split = 8 if mode == "together" and min(tile, least) < 64 and depth >= 8 * LEAST else 1
     return Schedule(mode, rows, tile, least, depth, tiles, batch, held and mode == "together", 8, split)
+
+
+def choose_map(R: int, H: int, P: int, weights: int, size: int, device: torch.device) -> Schedule:
+    """The schedule of a map of R rows: "alone" where one program holds the weights, else "stepwise", torch multiplying.
+
+    There are rows enough to fill a device, so that no row is shared: a program has all units of its rows.
+    """
+    whole_H, whole_P = max(LEAST, power_of_two(H)), max(LEAST, power_of_two(P))
+    total = weights * whole_H * whole_P * size
+    if total <= on_chip(device):
+        rows = LEAST
+        while rows < MOST_ROWS and _parts(R, rows) > programs_at_once(device):
+            rows *= 2
+        return Schedule(
+            "alone", rows, whole_H, whole_P, LEAST, 1, _parts(R, rows), True, 8 if total >= ON_CHIP // 2 else 4
+        )
+    rows = max(1, TILE // max(whole_H, whole_P))
+    return Schedule("stepwise", rows, whole_H, whole_P, LEAST, 1, _parts(R, rows), False, 4)
 
 
 def _tile(H: int, P: int, weights: int, size: int, room: int, chip: int) -> tuple[int, bool]:

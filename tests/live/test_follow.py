@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from throughtime.diagnosis import read_history
 from throughtime.errors import ConfigError, ThroughtimeError
 from throughtime.live.checkpoints import Checkpoints
 from throughtime.live.follow import POINTS, Tail, find, follow
@@ -153,6 +154,51 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     train(config, root / "run")
     return root
+
+
+def test_what_the_watch_saw_of_a_run_is_told_with_it(trained: Path) -> None:
+    first = next(follow(trained, every=0))
+    assert first is not None
+    [run] = first["runs"]  # and not one more for its watch.jsonl
+    records = [r for r in read_history(trained / "run" / "watch.jsonl").records if r.recurrences]
+    assert run["kind"] == "train" and run["watched_anew"] and len(run["points"]) == 6 and records
+    assert [h[:2] for h in run["horizons"]] == [[r.step, r.recurrences[0].horizon.steps] for r in records]
+    assert run["state"] == "finished" and run["step"] == 6
+
+
+def test_what_the_guard_did_in_a_run_is_its_alarm(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("to be or not to be, that is the question. " * 60)
+    config = LMConfig(
+        text=str(tmp_path / "text.txt"), cell="rnn-relu", hidden=8, embedding=4, window=8, batch=4, steps=12, lr=50.0,
+        optimiser="sgd", clip_norm=0.0, checkpoint_every=4, threads=1, watch_budget=0.0,
+    )  # fmt: skip
+    incidents = train(config, tmp_path / "run", on_incident=lambda _: None).incidents
+    assert incidents
+    first = next(follow(tmp_path, every=0))
+    assert first is not None
+    [run] = first["runs"]
+    steps = [f"step {i.iteration}: " for i in incidents]
+    assert len(run["alarms"]) == len(steps)
+    assert all(alarm.startswith(step) for alarm, step in zip(run["alarms"], sorted(steps), strict=True))
+    assert [p[0] for p in run["points"]] == list(range(1, 13))
+
+
+def test_a_watch_that_is_cut_begins_anew_and_the_log_goes_on(tmp_path: Path) -> None:
+    run = run_at(tmp_path / "a", steps=9, lines=line(1) + line(2))
+    seen = {"name": "rnn", "layer": 0, "reverse": False, "horizon": {"steps": 12, "at_least": False}}
+    watch_at(
+        run / "watch.jsonl", {"step": 1, "recurrences": [seen]}, {"step": 2, "recurrences": [seen], "notes": ["n"]}
+    )
+    told = follow(tmp_path, every=0)
+    first = next(told)
+    assert first is not None and [h[0] for h in first["runs"][0]["horizons"]] == [1, 2]
+    assert first["runs"][0]["alarms"] == ["n"]
+    watch_at(run / "watch.jsonl", {"step": 1, "recurrences": [seen]})  # the run has gone back
+    second = next(told)
+    assert second is not None
+    [a] = second["runs"]
+    assert a["watched_anew"] and [h[0] for h in a["horizons"]] == [1] and a["alarms"] == []
+    assert not a["anew"] and a["points"] == [] and a["step"] == 2
 
 
 def test_the_latest_checkpoint_is_measured_once(trained: Path) -> None:

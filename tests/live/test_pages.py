@@ -16,7 +16,8 @@ from throughtime.live import pages
 from throughtime.live.app import serve
 from throughtime.live.lab import Setting, measure
 from throughtime.live.server import Server
-from throughtime.live.statements import STATEMENTS
+from throughtime.live.statements import GROUPS, STATEMENTS
+from throughtime.live.views import VIEWS
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +81,7 @@ def test_every_setting_that_a_statement_shows_is_measured(server: Server) -> Non
 
 
 def test_every_cell_can_be_chosen(server: Server) -> None:
-    text = get(server, "/lab")[2]
+    text = get(server, "/lab")[2].split('data-view="')[0]  # the small views have a few cells each
     for name in cells.NAMES:
         assert text.count(f'<option value="{name}"') == 2
 
@@ -114,6 +115,26 @@ def test_what_the_statements_say_is_so() -> None:
     assert closed[0] < 10
 
 
+def test_a_statement_stands_under_a_heading_and_can_be_seen(server: Server) -> None:
+    page = get(server, "/lab")[2]
+    for s in STATEMENTS:
+        assert s.group in GROUPS and s.says and s.formula and s.source
+        assert s.where == "network" or f'id="{s.where}-part"' in page
+        if s.where in VIEWS:
+            VIEWS[s.where].read({k: str(v) for k, v in s.shown.items()})
+    assert set(VIEWS) <= {s.where for s in STATEMENTS}  # no view without a statement
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_every_view_answers_by_its_name(server: Server, name: str) -> None:
+    status, kind, body = get(server, f"/lab/view/{name}")
+    found = json.loads(body)
+    assert (status, kind) == (200, "application/json") and found["told"] and found["curves"]
+    assert get(server, f"/lab/view/{name}?nope=1")[0] == 400
+    for c in VIEWS[name].controls:
+        assert f'name="{c.name}"' in get(server, "/lab")[2]
+
+
 def test_errors_come_as_one_line(server: Server) -> None:
     for path, words in {
         "/lab/network?cell=nonsense": "nonsense",
@@ -122,6 +143,10 @@ def test_errors_come_as_one_line(server: Server) -> None:
         "/lab/memory?gates=1,0&inputs=1": "three gates",
         "/lab/memory": "numbers",
         "/lab/cliff?lr=-1": "lr must lie in",
+        "/lab/view/nothing": "there is no view",
+        "/lab/view/..%2f..%2fetc": "there is no view",
+        "/lab/view/update?steps=nan": "steps must lie in",
+        "/lab/view/update?cell=x": "cell must be one of",
     }.items():
         status, kind, body = get(server, path)
         assert (status, kind) == (400, "application/json")

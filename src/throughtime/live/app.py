@@ -13,6 +13,7 @@ from throughtime.live.by_hand import cliff, memory_cell
 from throughtime.live.checkpoints import Checkpoints
 from throughtime.live.lab import Setting, measure
 from throughtime.live.server import Handler, Reply, Request, Server, as_json
+from throughtime.live.views import VIEWS
 
 _measuring = threading.Lock()
 
@@ -31,11 +32,12 @@ def routes(runs: Path | None = None) -> dict[str, Handler]:
     found: dict[str, Handler] = {
         "/style.css": lambda _: pages.style(),
         "/base.js": lambda _: pages.base(),
-        "/lab.js": lambda _: pages.script("lab.js", "memory.js", "cliff.js"),
+        "/lab.js": lambda _: pages.script("lab.js", "memory.js", "cliff.js", "views.js"),
         "/lab": lambda _: pages.lab({**both, "Lab": ""} if runs else {"Lab": ""}),
         "/lab/network": _network,
         "/lab/memory": _memory,
         "/lab/cliff": lambda request: as_json(cliff(request.query)),
+        "/lab/view/": _view,
     }
     if runs is None:
         return {**found, "/": found["/lab"]}
@@ -52,6 +54,14 @@ def routes(runs: Path | None = None) -> dict[str, Handler]:
 def _network(request: Request) -> Reply:
     with _measuring:  # one after the other: two at once would both be late
         return as_json(measure(Setting.read(request.query)))
+
+
+def _view(request: Request) -> Reply:
+    found = VIEWS.get(request.rest)
+    if found is None:
+        raise ConfigError(f"there is no view {request.rest!r}; there are {', '.join(VIEWS)}")
+    with _measuring:
+        return as_json(found.measure(request.query))
 
 
 def _memory(request: Request) -> Reply:

@@ -16,6 +16,7 @@ DEEPEST = 3  # folders below the root in which runs are looked for
 MOST = 200  # runs
 POINTS = 2000  # of one run in its first message
 CHUNK = 32 * 2**20  # bytes read at one look
+BESIDE = {"watch.jsonl": "watch", "guard.jsonl": "guard"}  # in the folder of a run, and of it
 QUIET = 30.0  # seconds without a line until a run that has not ended counts as still
 
 
@@ -53,47 +54,70 @@ def _object(line: bytes) -> dict[str, Any] | None:
 
 class Run:
     """One run, by its `kind`: the folder of a `throughtime train` ("train"), a history of `tt.watch` ("watch"), or the
-    incidents of a guard ("guard")."""
+    incidents of a guard ("guard"). To the folder belong the watch's history and the guard's incidents in it."""
 
     def __init__(self, name: str, path: Path, kind: str) -> None:
         self.name, self.path, self.kind = name, path, kind
         self.id = hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
-        self._tail = Tail(path / "log.jsonl" if kind == "train" else path)
+        files = (
+            {"train": path / "log.jsonl", **{k: path / f for f, k in BESIDE.items()}}
+            if kind == "train"
+            else {kind: path}
+        )
+        self._tails = {k: Tail(file) for k, file in files.items()}
         self._told: dict[str, Any] = {}
-        self._clear()
-
-    def _clear(self) -> None:
+        self._alarms: dict[str, list[tuple[int, str]]] = {}
         self.step, self.ended, self.changed = 0, False, time.monotonic()
-        self.alarms: list[str] = []
+
+    @property
+    def alarms(self) -> list[str]:
+        """What went wrong, in the order of the steps."""
+        return [text for _, text in sorted((a for those in self._alarms.values() for a in those), key=lambda a: a[0])]
 
     def look(self, first: bool) -> dict[str, Any] | None:
         """What a page is to be told, or None if nothing has changed.
 
         points:   [step, loss, gradient norm, validation loss or None] of each new line; all of them if `anew`.
-        horizons: [step, gradient horizon, whether at least that, place] of each new measurement of a watched run.
+        horizons: [step, gradient horizon, whether at least that, place] of each new measurement of a watch; all of them
+                  if `watched_anew`.
         """
-        began, lines = self._tail.read()
-        if began:
-            self._clear()
-        if lines:
-            self.changed = time.monotonic()
         points: list[list[Any]] = []
         horizons: list[list[Any]] = []
-        for line in lines:
-            if self.kind == "train":
-                self._trained(line, points)
-            elif self.kind == "watch":
-                self._watched(line, points, horizons)
-            else:
-                self._guarded(line)
+        seen = {kind: tail.read() for kind, tail in self._tails.items()}
+        if seen[self.kind][0]:
+            self.step, self.ended = 0, False
+        for kind, (began, lines) in seen.items():
+            if began:
+                self._alarms[kind] = []
+            if began or lines:
+                self.changed = time.monotonic()
+            for line in lines:
+                if kind == "train":
+                    self._trained(line, points)
+                elif kind == "watch":
+                    self._watched(line, points, horizons)
+                else:
+                    self._guarded(line)
+        anew = first or seen[self.kind][0]
+        news = any(began or lines for began, lines in seen.values())
         info = {
             "name": self.name, "kind": self.kind, "unit": self._unit(), "step": self.step,
             "steps": self._steps(), "state": self._state(), "checkpoint": self.checkpoint, "alarms": self.alarms[-20:],
         }  # fmt: skip
-        if not (first or began or lines or info != self._told):
+        if not (first or news or info != self._told):
             return None
         self._told = info
-        return {"id": self.id, "anew": first or began, "points": _thinned(points), "horizons": horizons, **info}
+        watched = first or seen.get("watch", (False, []))[0]
+        return {
+            "id": self.id,
+            "anew": anew,
+            "points": _thinned(points),
+            "watched_anew": watched,
+            "horizons": horizons,
+        } | info
+
+    def _alarm(self, kind: str, step: int, text: str) -> None:
+        self._alarms.setdefault(kind, []).append((step, text))
 
     def _trained(self, line: dict[str, Any], points: list[list[Any]]) -> None:
         step = line.get("step")
@@ -104,14 +128,18 @@ class Run:
         self._check(points[-1])
 
     def _watched(self, line: dict[str, Any], points: list[list[Any]], horizons: list[list[Any]]) -> None:
-        self.ended = self.ended or "end" in line
-        self.alarms += [str(n) for n in _list(line.get("notes"))]
+        own = self.kind == "watch"  # and not beside a log, which has every step
+        self.ended = self.ended or (own and "end" in line)
         step = line.get("step")
+        at = step if isinstance(step, int) else self.step
+        for note in _list(line.get("notes")):
+            self._alarm("watch", at, str(note))
         if not isinstance(step, int):
             return
-        self.step = step
-        points.append([step, _number(line.get("loss")), _number(line.get("grad_norm")), None])
-        self._check(points[-1])
+        if own:
+            self.step = step
+            points.append([step, _number(line.get("loss")), _number(line.get("grad_norm")), None])
+            self._check(points[-1])
         for seen in _list(line.get("recurrences")):
             if not isinstance(seen, dict):
                 continue
@@ -120,17 +148,19 @@ class Run:
             if isinstance(reach, dict):
                 horizons.append([step, _number(reach.get("steps")), bool(reach.get("at_least")), place])
             elif seen.get("problem"):
-                self.alarms.append(f"step {step}: {place}: {seen['problem']}")
+                self._alarm("watch", step, f"step {step}: {place}: {seen['problem']}")
 
     def _guarded(self, line: dict[str, Any]) -> None:
-        if isinstance(line.get("iteration"), int):
-            self.step = line["iteration"]
-            self.alarms.append(f"iteration {self.step}: {line.get('fault')}; {line.get('done')}")
+        step = line.get("iteration")
+        if isinstance(step, int):
+            self.step = self.step if self.kind == "train" else step
+            counted = "step" if self.kind == "train" else "iteration"
+            self._alarm("guard", step, f"{counted} {step}: {line.get('fault')}; {line.get('done')}")
 
     def _check(self, point: list[Any]) -> None:
         for what, value in zip(("loss", "gradient norm", "validation loss"), point[1:], strict=True):
             if isinstance(value, str):
-                self.alarms.append(f"step {point[0]}: the {what} is {value}")
+                self._alarm(self.kind, point[0], f"step {point[0]}: the {what} is {value}")
 
     def _unit(self) -> str:
         """Of the loss, for short: a run on text has it in bits per symbol."""
@@ -202,10 +232,13 @@ def find(root: Path) -> dict[str, Run]:
         inside[:] = sorted(n for n in inside if not n.startswith(".") and n != "checkpoints")
         if len(below.parts) >= DEEPEST:
             inside.clear()
-        if "log.jsonl" in files and "config.json" in files:
+        trained = "log.jsonl" in files and "config.json" in files
+        if trained:
             found.append(Run(str(below) if below.parts else here.resolve().name, here, "train"))
         for name in sorted(files):
-            kind = _kind(here / name) if name.endswith(".jsonl") and name != "log.jsonl" else None
+            if not name.endswith(".jsonl") or name == "log.jsonl" or (trained and name in BESIDE):
+                continue
+            kind = _kind(here / name)
             if kind is not None:
                 found.append(Run(str(below / name), here / name, kind))
     return {run.id: run for run in found[:MOST]}

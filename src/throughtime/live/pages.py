@@ -11,7 +11,8 @@ from importlib import resources
 from throughtime import cells
 from throughtime.live.lab import CHOICES, LIMITS, Setting
 from throughtime.live.server import Reply, page
-from throughtime.live.statements import STATEMENTS, Statement
+from throughtime.live.statements import GROUPS, STATEMENTS, Statement
+from throughtime.live.views import VIEWS, Choice, Slider, View
 from throughtime.report.text import escape
 from throughtime.report.write import asset as report_asset
 
@@ -81,7 +82,8 @@ def lab(links: dict[str, str]) -> Reply:
         "choices": "".join(_choice(name) for name in CHOICES),
         "sliders": "".join(_slider(name) for name in _SLIDER_WORDS),
         "seed": str(Setting.seed),
-        "statements": "".join(_statement(s) for s in STATEMENTS),
+        "statements": "".join(_group(title) for title in GROUPS),
+        "views": "".join(map(_view, VIEWS.values())),
     }
     main = re.sub(r"\{\{(\w+)\}\}", lambda m: slots[m[1]], asset("lab.html"))
     lead = "Move a slider, and see the gradient flow back through time, the eigenvalues move and the gates open."
@@ -113,9 +115,41 @@ def _slider(name: str) -> str:
     )
 
 
+def _group(title: str) -> str:
+    listed = "".join(_statement(s) for s in STATEMENTS if s.group == title)
+    return f'<h3>{escape(title)}</h3><ul class="statements">{listed}</ul>'
+
+
 def _statement(s: Statement) -> str:
     said = f"<p>{escape(s.says)}</p><p><code>{escape(s.formula)}</code><br><cite>{escape(s.source)}</cite></p>"
-    if s.where != "network":
-        return f'<li>{said}<a class="press" href="#{s.where}-part">See it below</a></li>'
     setting = escape(json.dumps(s.shown))
-    return f'<li>{said}<button type="button" aria-pressed="false" data-set="{setting}">Show it</button></li>'
+    if s.where == "network":
+        return f'<li>{said}<button type="button" aria-pressed="false" data-set="{setting}">Show it</button></li>'
+    sets = f' data-view-set="{s.where}" data-values="{setting}"' if s.where in VIEWS else ""
+    return f'<li>{said}<a class="press" href="#{s.where}-part"{sets}>See it below</a></li>'
+
+
+def _view(v: View) -> str:
+    """A section for one of the small views: heading, formula, controls, what is told, how to read it."""
+    return (
+        f'<section id="{v.name}-part" data-view="{v.name}" aria-labelledby="{v.name}-title">'
+        f'<h2 id="{v.name}-title">{escape(v.title)}</h2>'
+        f'<p class="formula">{escape(v.formula)}</p><p class="formula"><cite>{escape(v.source)}</cite></p>'
+        f'<form class="controls" autocomplete="off">{"".join(map(_control, v.controls))}</form>'
+        f'<p class="told" role="status"></p><div class="stage"></div>'
+        f'<p class="caption">{escape(v.reads)} <button type="button" class="save" '
+        f'aria-label="Save the data of {escape(v.title)} as CSV">Save data as CSV</button></p></section>'
+    )
+
+
+def _control(c: Slider | Choice) -> str:
+    if isinstance(c, Slider):
+        return (
+            f'<label>{escape(c.label)} <output for="{c.name}"></output><input type="range" name="{c.name}" '
+            f'min="{c.low:g}" max="{c.high:g}" step="{c.step:g}" value="{c.start:g}" autocomplete="off"></label>'
+        )
+    options = "".join(
+        f'<option value="{w}"{" selected" if w == c.start else ""}>{escape(words)}</option>'
+        for w, words in c.words.items()
+    )
+    return f'<label>{escape(c.label)} <select name="{c.name}" autocomplete="off">{options}</select></label>'

@@ -1,134 +1,91 @@
-"""What the theory of the gradient through time states: each with its formula, its source, and where it is shown."""
+"""What the theory of the gradient through time states, under its headings; each statement can be seen in the lab."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import replace
 
+from throughtime.live.statement import Statement, setting
+from throughtime.live.statements_of_cells import CELLS, CURES, GATES
 
-@dataclass(frozen=True)
-class Statement:
-    """One sentence, its formula, who found it, and the lab's setting in which it can be seen.
-
-    shown: fields of `throughtime.live.lab.Setting`, and with "cell-b" a second cell; "" is none.
-    where: the part of the page that shows it: "network", "memory" or "cliff".
-    """
-
-    says: str
-    formula: str
-    source: str
-    shown: dict[str, Any] = field(default_factory=dict)
-    where: str = "network"
-
-
-def _setting(a: str, b: str = "", **other: Any) -> dict[str, Any]:
-    start = {"units": 24, "steps": 80, "matrix": "gaussian", "radius": 1, "forget": 1, "input": 0.5, "loss": "last",
-             "rule": "full"}  # fmt: skip
-    return {"cell-a": a, "cell-b": b, **start, **other}
-
-
-STATEMENTS = (
+_BACK = (
     Statement(
-        "The gradient vanishes exponentially in the lag where the product of the two bounds is below 1.",
-        "‖δ(t,k)‖ ≤ (g_u g_f)^(t−k) ‖δ(t,t)‖,  g_u = σ₁(U),  g_f = max |f′|",
-        "Hochreiter 1991; Bengio 1994; Pascanu 2013",
-        _setting("rnn", matrix="orthogonal", radius=0.8),
+        "The error goes back one step at a time, each time through the slope of f and the transpose of U.",
+        "δ(t,t) = diag(f′) ∂L_t/∂h_t,  δ(t,k) = diag(f′(z_k)) Uᵀ δ(t,k+1)",
+        "Werbos 1990",
+        setting("rnn"),
     ),
     Statement(
-        "Above 1 it may explode, but need not: a saturated tanh holds it down.",
-        "product > 1 is necessary, not sufficient",
-        "Pascanu 2013",
-        _setting("rnn-identity", "rnn", radius=1.3, input=1),
+        "What each step adds makes up one gradient, shared out by loss, by step of the past, by lag or by unit.",
+        "∂L/∂U = Σ_t Σ_{k≤t} δ(t,k) h_{k−1}ᵀ",
+        "Werbos 1990",
+        {"cell": "rnn", "parameter": "weight_hh", "radius": 1},
+        "adding",
     ),
     Statement(
-        "One number misleads: σ₁ is above 1, and yet the network contracts, for its spectral radius is not.",
-        "U(−1/√H, 1/√H): spectral radius → 0.577, σ₁ → 1.155",
-        "torch's default nn.RNN",
-        _setting("rnn-identity", radius=0.577, units=48),
-    ),
-    Statement(
-        "A linear network with orthogonal U hands every gradient back at its full size.",
-        "δ(t,k) = Uᵀ δ(t,k+1),  ‖Uᵀ v‖ = ‖v‖",
-        "Pascanu 2013",
-        _setting("rnn-identity", "rnn", matrix="orthogonal"),
-    ),
-    Statement(
-        "The logistic function passes a quarter of the gradient at most.",
-        "f′ = f (1 − f) ≤ 1/4",
-        "Hochreiter 1991",
-        _setting("rnn-logistic", "rnn", matrix="orthogonal"),
-    ),
-    Statement(
-        "With the state before or after the activation, it is the same network in two conventions.",
-        "s_t = U f(s_{t−1}) + W x_t + b",
-        "Pascanu 2013",
-        _setting("preactivation", "rnn", radius=1.1),
-    ),
-    Statement(
-        "A simple network can be tuned: with U = I and ReLU, what is active passes the gradient unchanged.",
-        "diag(f′) Uᵀ ≈ I",
-        "Le 2015",
-        _setting("rnn-relu", "rnn", matrix="identity"),
-    ),
-    Statement(
-        "A state that is only added to never loses the gradient, and has no feedback.",
-        "h_t = h_{t−1} + W g(x_t),  ∂h_t/∂h_{t−1} = I",
-        "the additive state",
-        _setting("additive-state", "rnn"),
-    ),
-    Statement(
-        "Its memory grows without bound, and what it shows saturates: the gradient is kept, but cannot enter.",
-        "c_t = c_{t−1} + W g(x_t),  h_t = tanh(c_t)",
-        "the additive memory cell",
-        _setting("additive-memory", input=2, steps=120),
-    ),
-    Statement(
-        "Gates protect the memory, and the carousel carries the error with a factor of 1.",
-        "c_t = c_{t−1} + i ⊙ tanh(z_g),  ∂c_t/∂c_{t−1} = I along the carousel",
-        "Hochreiter & Schmidhuber 1997",
-        _setting("lstm-1997", "rnn", rule="truncated"),
-    ),
-    Statement(
-        "The forget gate is the memory's time constant: closed by its bias it forgets, opened it holds.",
-        "c_t = f ⊙ c_{t−1} + i ⊙ tanh(z_g),  half-life ln ½ / ln f",
-        "Gers 2000; Jozefowicz 2015",
-        _setting("lstm", forget=5),
-    ),
-    Statement(
-        "A forget gate closed by its bias: the same cell, and nothing reaches back.",
-        "f = σ(−3) ≈ 0.05",
-        "Gers 2000",
-        _setting("lstm", "rnn", forget=-3),
-    ),
-    Statement(
-        "Peepholes let each gate see its own cell, through one weight a unit.",
-        "i = σ(z_i + p_i ⊙ c_{t−1}),  o = σ(z_o + p_o ⊙ c_t)",
-        "Gers 2002; Graves 2013",
-        _setting("lstm-peephole", "lstm", forget=2),
-    ),
-    Statement(
-        "The GRU has one gate for keeping and writing, and no memory behind its state.",
-        "h_t = (1 − u) ⊙ n + u ⊙ h_{t−1}",
-        "Cho 2014",
-        _setting("gru", "lstm", forget=3),
+        "The state is all that is carried: with c held constant an LSTM seems to forget at once.",
+        "s = (h, c),  J is 2H × 2H",
+        "the total derivative, Werbos 1990",
+        {"forget": 5, "radius": 0.5, "length": 100},
+        "whole",
     ),
     Statement(
         "A label at every step lays its gradients over each other; the map keeps them apart by superposition.",
         "dL/dh_k = Σ_t dL_t/dh_k",
         "Werbos 1990",
-        _setting("lstm", forget=2, loss="every"),
+        setting("lstm", forget=2, loss="every"),
     ),
     Statement(
-        "The 1997 rule cuts what would flow on through h into the gates: the rest runs along the carousel alone.",
-        "∂z_t/∂h_{t−1} := 0",
-        "Hochreiter & Schmidhuber 1997",
-        _setting("lstm-1997", "lstm-1997", rule="truncated", radius=1.6),
+        "With the state before or after the activation, it is the same network in two conventions.",
+        "s_t = U f(s_{t−1}) + W x_t + b",
+        "Pascanu 2013",
+        setting("preactivation", "rnn", radius=1.1),
+    ),
+)
+
+_VANISH = (
+    Statement(
+        "The gradient vanishes exponentially in the lag where the product of the two bounds is below 1.",
+        "‖δ(t,k)‖ ≤ (g_u g_f)^(t−k) ‖δ(t,t)‖,  g_u = σ₁(U),  g_f = max |f′|",
+        "Hochreiter 1991; Bengio 1994; Pascanu 2013",
+        setting("rnn", matrix="orthogonal", radius=0.8),
     ),
     Statement(
-        "Three gates, each open or shut, make eight regimes: read-only, refresh, store and five more.",
-        "(i, f, o) ∈ {0, 1}³",
-        "Gers 2000",
-        where="memory",
+        "Above 1 it may explode, but need not: a saturated tanh holds it down.",
+        "product > 1 is necessary, not sufficient",
+        "Pascanu 2013",
+        setting("rnn-identity", "rnn", radius=1.3, input=1),
+    ),
+    Statement(
+        "One number misleads: σ₁ is above 1, and yet the network contracts, for its spectral radius is not.",
+        "U(−1/√H, 1/√H): spectral radius → 0.577, σ₁ → 1.155",
+        "torch's default nn.RNN",
+        setting("rnn-identity", radius=0.577, units=48),
+    ),
+    Statement(
+        "A linear network with orthogonal U hands every gradient back at its full size.",
+        "δ(t,k) = Uᵀ δ(t,k+1),  ‖Uᵀ v‖ = ‖v‖",
+        "Pascanu 2013",
+        setting("rnn-identity", "rnn", matrix="orthogonal"),
+    ),
+    Statement(
+        "The logistic function passes a quarter of the gradient at most.",
+        "f′ = f (1 − f) ≤ 1/4",
+        "Hochreiter 1991",
+        setting("rnn-logistic", "rnn", matrix="orthogonal"),
+    ),
+    Statement(
+        "A vanished gradient leaves the weight where it is: the update stalls.",
+        "W − a·g ≈ W;  watch a·‖g‖ / ‖W‖",
+        "the size of a healthy step: Karpathy 2015",
+        {"cell": "rnn", "radius": 0.5, "steps": 60, "rate": -2},
+        "update",
+    ),
+    Statement(
+        "An exploded one leaves no number to step by: Inf or NaN, and training goes back to a checkpoint.",
+        "‖g‖ > 3.4·10³⁸ is Inf in float32",
+        "Pascanu 2013",
+        {"cell": "rnn-identity", "radius": 3, "steps": 160, "rate": -2},
+        "update",
     ),
     Statement(
         "An exploded gradient makes one step too long; shortened to a threshold, it keeps its direction.",
@@ -136,4 +93,47 @@ STATEMENTS = (
         "Pascanu 2013",
         where="cliff",
     ),
+    Statement(
+        "The same product runs over layers instead of time.",
+        "∂L/∂h⁽ˡ⁾ = Π diag(f′) W⁽ⁿ⁾",
+        "the depth-wise form of Hochreiter 1991",
+        {"cell": "rnn", "layers": 8, "size": 0.8, "skip": "no"},
+        "depth",
+    ),
+    Statement(
+        "Even where nothing vanishes, a longer memory makes h more sensitive to its parameter.",
+        "E(∂h/∂a)² = (1 + a²)/(1 − a²)³",
+        "Zucchet & Orvieto 2024",
+        {"decay": 1.5, "steps": 300, "seed": 0},
+        "curse",
+    ),
 )
+
+_HORIZONS = (
+    Statement(
+        "A vanished gradient alone does not tell whether the weights are wrong or the data hold nothing so far back.",
+        "gradient < data: cure the network;  data small: nothing to remember",
+        "the three horizons",
+        {"lag": 20, "cell": "rnn", "radius": 0.7, "readout": "fitted"},
+        "telling",
+    ),
+    Statement(
+        "Where it arrives and is not used, training is not done, or there are too few units.",
+        "gradient ≥ data > use",
+        "use: Khandelwal 2018",
+        {"lag": 20, "cell": "rnn", "radius": 1, "readout": "drawn"},
+        "telling",
+    ),
+)
+
+_GROUPED = {
+    "Back through time": _BACK,
+    "Vanishing and exploding": _VANISH,
+    "The three horizons": _HORIZONS,
+    "Cells, from the simplest on": CELLS,
+    "Gates and the carousel": GATES,
+    "Cures": CURES,
+}
+GROUPS = tuple(_GROUPED)
+"""The headings, in the order of the page."""
+STATEMENTS = tuple(replace(s, group=title) for title, listed in _GROUPED.items() for s in listed)

@@ -22,15 +22,16 @@
     later();
   };
 
-  function take({ anew, points, horizons, ...info }) {
+  function take({ anew, points, watched_anew, horizons, ...info }) {
     let run = runs.get(info.id);
     if (!run) {
       const taken = new Set([...runs.values()].map((r) => r.index));
       let index = 0;
       while (taken.has(index)) index++;
-      runs.set(info.id, run = { index, shown: index < COLOURS, points: [], horizons: [], measured: null, flow: null });
+      runs.set(info.id, run = { index, shown: index < COLOURS, points: [], horizons: [], checkpoints: [], measured: null, flow: null });
     }
-    if (anew) { run.points = []; run.horizons = run.kind === "watch" ? [] : run.horizons; }
+    if (anew) run.points = [];
+    if (watched_anew) run.horizons = [];
     Object.assign(run, info);
     run.points.push(...points);
     run.horizons.push(...horizons);
@@ -46,13 +47,16 @@
       try {
         const found = await (await fetch(`/runs/flow?run=${run.id}`)).json();
         if (found.error) run.problem = found.error;
-        else { run.flow = found.flow; run.horizons = found.horizons; run.problem = null; }
+        else { run.flow = found.flow; run.checkpoints = found.horizons; run.problem = null; }
         document.documentElement.dataset.flows = String(shown().filter((r) => r.flow).length);
       } catch { run.measured = null; }
       table();
       later();
     });
   }
+
+  // Of a watched run what the watch measured as it went; of others what was measured of their checkpoints.
+  const reaches = (run) => run.horizons.length ? run.horizons : run.checkpoints;
 
   function table() {
     const last = (run, k) => { for (let i = run.points.length - 1; i >= 0; i--) if (run.points[i][k] !== null) return run.points[i][k]; return null; };
@@ -61,7 +65,7 @@
       const box = TT.html("input", { type: "checkbox", "aria-label": `Show ${run.name}` });
       box.checked = run.shown;
       box.addEventListener("change", () => { run.shown = box.checked; if (run.shown && run.checkpoint && run.checkpoint !== run.measured) measure(run); later(); });
-      const reach = run.horizons.length ? run.horizons[run.horizons.length - 1] : null;
+      const reach = reaches(run).at(-1) ?? null;
       const cells = [run.state, run.steps ? `${TT.count(run.step)} of ${TT.count(run.steps)}` : TT.count(run.step), say(last(run, 1)), say(last(run, 3)), reach ? `${reach[2] ? "\u2265\u2009" : ""}${reach[1]}` : "\u2014"];
       return TT.html("tr", { class: TT.model(run.index) }, TT.html("th", { scope: "row" }, TT.html("label", {}, box, TT.glyph(run.index), " ", run.name)), ...cells.map((text) => TT.html("td", {}, String(text))));
     }));
@@ -103,7 +107,7 @@
   }
 
   function horizons() {
-    const lines = shown().flatMap((run) => [...new Set(run.horizons.map((h) => h[3] ?? ""))].map((place) => ({ run, place, points: run.horizons.filter((h) => (h[3] ?? "") === place && number(h[1]) !== null) })));
+    const lines = shown().flatMap((run) => [...new Set(reaches(run).map((h) => h[3] ?? ""))].map((place) => ({ run, place, points: reaches(run).filter((h) => (h[3] ?? "") === place && number(h[1]) !== null) })));
     const f = frame("horizon", lines.flatMap((l) => l.points.map((h) => h[0])), lines.flatMap((l) => l.points.map((h) => h[1])), { zero: true });
     if (!f) return;
     for (const { run, points } of lines) f.svg.append(TT.svg("g", { class: TT.model(run.index) },

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from throughtime.diagnosis.diagnose import diagnose
     from throughtime.diagnosis.result import Diagnosis, load_diagnosis
     from throughtime.diagnosis.watch import watch
+    from throughtime.ecosystem import lightning, transformers
     from throughtime.engine import unroll
     from throughtime.errors import ThroughtimeError
     from throughtime.flow import GradientFlow
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from throughtime.nn import Recurrent
     from throughtime.nn.convert import convert
     from throughtime.nn.explain import explain
+    from throughtime.nn.export import export
 
 __version__ = "0.1.0"
 
@@ -43,9 +45,12 @@ _HOME = {
     "convert": "nn",
     "diagnose": "diagnosis",
     "explain": "nn",
+    "export": "nn",
     "gradient_flow": "flow",
+    "lightning": "ecosystem",
     "load_diagnosis": "diagnosis",
     "prescribe": "cures",
+    "transformers": "ecosystem",
     "unroll": "engine",
     "watch": "diagnosis",
 }
@@ -82,13 +87,16 @@ __all__ = [
     "diagnosis",
     "engine",
     "explain",
+    "export",
     "flow",
     "gradient_flow",
+    "lightning",
     "load_diagnosis",
     "nn",
     "prescribe",
     "report",
     "train",
+    "transformers",
     "unroll",
     "watch",
 ]

@@ -69,6 +69,10 @@ class CallRecorder:
         if not self.calls:
             self._roots = list(self.model.modules())
 
+    def parts_only(self) -> None:
+        """From now on the parts are listened to, for a model that others call with arguments that are not its own."""
+        self._roots = list(self.model.modules())[1:]
+
     def clear(self) -> None:
         """Lets go of the calls."""
         self.calls.clear()

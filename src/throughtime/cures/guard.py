@@ -19,7 +19,7 @@ from throughtime.cures.flight_locate import locate
 from throughtime.cures.flight_weights import Taken, of_optimizer, of_weights, with_picture
 from throughtime.cures.guard_arguments import check_cadence, check_clip, optimizers_of, stateful_of
 from throughtime.cures.guard_batches import Batches
-from throughtime.cures.guard_checks import GRADIENT, LOSS, OPTIMIZER, PARAMETER, Fault, Limit, broken
+from throughtime.cures.guard_checks import GRADIENT, LOSS, OPTIMIZER, PARAMETER, VALIDATION, Fault, Limit, broken
 from throughtime.cures.guard_processes import device_of, most
 from throughtime.cures.guard_report import GuardCost, Incident, stopped
 from throughtime.cures.guard_rule import BACK, SKIP, STOP, Rule
@@ -50,7 +50,7 @@ class Guard:
     the rest of the block runs on; at its end the flight recorder runs the step again to name place and cause, and
     `throughtime.cures.guard_rule.Rule` says what is done: skip, go back and take shorter steps, or stop.
 
-    optimizer:   a torch optimiser, or several. L-BFGS, and any other that calls a closure, is refused.
+    optimizer:   a torch optimiser, or several; `step(closure)` as well. L-BFGS, which calls it many times, is refused.
     scheduler:   what is to go back as well, one or several; anything with state_dict and load_state_dict.
     scaler:      a torch.amp.GradScaler. The steps that it skips itself are left to it, unless it skips more than ten
                  in a row.
@@ -139,6 +139,11 @@ class Guard:
         shot = self._new_snapshot()
         shot.take(self.iteration, self.carry)
         self.keep(shot, perf_counter() - began)
+
+    @property
+    def can_go_back(self) -> bool:
+        """Whether there is a good snapshot."""
+        return bool(self.snapshots)
 
     def go_back(self) -> int:
         """Puts everything back to the newest good snapshot; gives the iteration at the start of whose step that is.
@@ -290,12 +295,12 @@ class Guard:
         if record is not None and picture is not None:
             record = with_picture(record, picture)
         cause = None if record is None else record.cause
-        good_weights = not bad_parameters and fault.what not in (PARAMETER, OPTIMIZER) and cause != UPDATE
-        input_bad = good_weights and cause == INPUT
+        good_weights = not bad_parameters and fault.what not in (PARAMETER, OPTIMIZER, VALIDATION) and cause != UPDATE
+        input_bad = good_weights and (cause == INPUT or self.knows_as_bad(step))
         action = self.rule.decide(weights_good=good_weights, bad_input=input_bad)
         # Of several processes all do the same: what goes furthest.
         action = (SKIP, BACK, STOP)[most((SKIP, BACK, STOP).index(action), device_of(self.model))]
-        if action == BACK and not self.snapshots:
+        if action == BACK and not self.can_go_back:
             action = STOP
         self.rule.bad(action)
         for optimizer in self.optimizers:
@@ -305,7 +310,7 @@ class Guard:
         back_to = None
         if action == SKIP:
             step.undo()
-        elif self.snapshots:
+        elif self.can_go_back:
             back_to = self.go_back()
         if action == BACK:
             self._lower(fault)
@@ -315,8 +320,12 @@ class Guard:
             raise GuardStopped(stopped(found, self.incidents[-(self.rule.tries + 2) : -1]))
         return found
 
+    def knows_as_bad(self, step: Step) -> bool:
+        """Whether the batches of a bad step are known to be its cause, whatever the flight recorder finds."""
+        return False
+
     def _record(self, step: Step, fault: Fault, bad_parameters: list[str]) -> FlightRecord | None:
-        if self.recorder is None:
+        if self.recorder is None or fault.what == VALIDATION:
             return None
         calls = self.recorder.calls
         if fault.what == OPTIMIZER:

@@ -17,11 +17,13 @@ WARM_UP = 10
 
 
 LOSS, GRADIENT, PARAMETER, OPTIMIZER, ELSEWHERE = "loss", "gradient", "parameter", "optimizer", "another process"
+VALIDATION = "validation"
 _NAMES = {
     LOSS: "the loss",
     GRADIENT: "the norm of the gradient",
     PARAMETER: "the norm of the weights",
     OPTIMIZER: "the norm of what the optimiser keeps",
+    VALIDATION: "the validation loss",
 }
 
 
@@ -29,8 +31,8 @@ _NAMES = {
 class Fault:
     """What was wrong with one number of a step.
 
-    what: LOSS, or a global norm: GRADIENT, PARAMETER, OPTIMIZER (of its state); ELSEWHERE if it is another process
-    of a distributed training that found something. value: the number.
+    what: LOSS, or a global norm: GRADIENT, PARAMETER, OPTIMIZER (of its state); VALIDATION, a loss after the step;
+    ELSEWHERE if it is another process of a distributed training that found something. value: the number.
     exploded: whether it is finite and far beyond all that were seen; otherwise it is NaN or infinite.
     largest: the largest good value before it; None before the first.
     """

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import distributed, nn
+
+from throughtime.cures.guard_checks import ELSEWHERE, Fault
 
 
 def together() -> bool:
@@ -23,3 +27,10 @@ def most(value: int, device: torch.device) -> int:
     agreed = torch.tensor(value, device=device)
     distributed.all_reduce(agreed, op=distributed.ReduceOp.MAX)
     return int(agreed)
+
+
+def agreed(fault: Fault | None, model: nn.Module) -> Fault | None:
+    """What one process found, all have: each is at the same place of its loop, and asks once."""
+    if most(int(fault is not None), device_of(model)) and fault is None:
+        return Fault(ELSEWHERE, math.nan)
+    return fault

@@ -9,12 +9,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from throughtime.cures.cliff import Cliff, cliff
 from throughtime.cures.guard_checks import (
-    ELSEWHERE,
     GRADIENT,
     LOSS,
     OPTIMIZER,
@@ -24,7 +23,7 @@ from throughtime.cures.guard_checks import (
     tensors_of,
     total_norm,
 )
-from throughtime.cures.guard_processes import device_of, most
+from throughtime.cures.guard_processes import agreed
 from throughtime.errors import ConfigError
 from throughtime.flow.tree import leaves
 
@@ -138,13 +137,25 @@ class Step:
 
     # --- at the optimiser's step --------------------------------------------------------------------------------------
 
-    def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not any(callable(a) for a in (*args, *kwargs.values())):
+            self._look_before(optimizer)
+            return None
+        # A closure computes the gradient within the step: it is looked at behind it, before the weights move.
+        given = [self._looked_at(a, optimizer) for a in args]
+        return tuple(given), {name: self._looked_at(a, optimizer) for name, a in kwargs.items()}
+
+    def _looked_at(self, argument: Any, optimizer: Optimizer) -> Any:
+        def closure() -> Any:
+            self._restore_rates()  # an optimiser may call it more than once
+            result = argument()
+            self._look_before(optimizer)
+            return result
+
+        return closure if callable(argument) else argument
+
+    def _look_before(self, optimizer: Optimizer) -> None:
         began = perf_counter()
-        if any(callable(a) for a in (*args, *kwargs.values())):
-            raise ConfigError(
-                "optimizer.step(closure) is not supported: the closure runs within the step, where the guard cannot "
-                "look before the weights move; call forward and backward yourself and then optimizer.step()"
-            )
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if self._fault is None and not self._fused_skip(optimizer):
             self._judge(optimizer, parameters)
@@ -164,7 +175,7 @@ class Step:
         fault = self._look_at_losses() or guard.limits[GRADIENT].fault(norm)
         if fault is None and self._shot is not None:  # an infinite weight may saturate a gate and do no other harm
             fault = guard.limits[PARAMETER].fault(total_norm(tensors_of(guard.model))) or self._look_at_state()
-        self._fault = _agreed(fault, guard.model)
+        self._fault = agreed(fault, guard.model)
         if self._fault is not None:
             return
         if not self.norms:
@@ -242,7 +253,7 @@ class Step:
         if not self._stepped and fault is None:
             self._scaled_away = self._scaled_away or (guard.scaler is not None and self._gradient_bad())
             fault = guard.scaler_skipped() if self._scaled_away else None
-        self._fault = _agreed(fault, guard.model)
+        self._fault = agreed(fault, guard.model)
         if self._fault is not None:
             if not self._stepped:
                 self.gradients.update(self._named(list(guard.model.parameters())))
@@ -277,10 +288,3 @@ class Step:
         except Exception:  # the picture is a help; the user's loss function may not bear being called again
             return None
         return found if bool(found.loss.isfinite().any()) else None
-
-
-def _agreed(fault: Fault | None, model: nn.Module) -> Fault | None:
-    # What one process found, all have: each is at the same place of its loop, and asks once.
-    if most(int(fault is not None), device_of(model)) and fault is None:
-        return Fault(ELSEWHERE, math.nan)
-    return fault

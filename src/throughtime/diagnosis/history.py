@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from throughtime.errors import CheckpointError
-from throughtime.files import writing
+from throughtime.files import write_file, writing
 from throughtime.flow import Horizon
 
 KIND, FORMAT = "watch", 1
@@ -114,13 +114,17 @@ class History:
 class Writer:
     """Appends to the file, one whole line in one write, there for others to read at once.
 
-    What is already there is never touched: the file must be new. After a write that failed nothing more is written.
+    What is already there is never touched: the file must be new, or, with `goes_on`, one that `cut` has made ready.
+    After a write that failed nothing more is written.
     """
 
-    def __init__(self, path: Path, model: str, budget: float):
+    def __init__(self, path: Path, model: str, budget: float, goes_on: bool = False):
         self.path, self._process, self.failed = path, os.getpid(), ""
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+            if goes_on and path.exists():
+                self._file = os.open(path, os.O_WRONLY | os.O_APPEND)
+                return
             try:
                 self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o666)
             except FileExistsError:
@@ -187,10 +191,24 @@ def read_history(path: str | os.PathLike[str]) -> History:
                     "notes": tuple(found["notes"]),
                 }  # fmt: skip
             else:
-                records.append(_record(found))
+                records.append(read_record(found))
         except (ValueError, KeyError, TypeError, AttributeError):
             raise CheckpointError(f"line {number} of {path} is damaged; remove that line to read the rest") from None
     return History(str(head.get("model", "")), _number(head["budget"]), tuple(records), **end)
+
+
+def cut(path: Path, until: int) -> tuple[Record, ...]:
+    """Makes a history ready for a training that goes on from step `until`: later records and the end are taken out.
+
+    Gives the records that stay; none where there is no file. Raises as `read_history`, and WriteError.
+    """
+    if not path.exists():
+        return ()
+    found = read_history(path)
+    records = tuple(r for r in found.records if r.step <= until)
+    head = _line({"throughtime": KIND, "format": FORMAT, "model": found.model, "budget": found.budget})
+    write_file(path, "".join([head, *(r.line() for r in records)]).encode())
+    return records
 
 
 def _line(content: dict[str, Any]) -> str:
@@ -207,7 +225,8 @@ def _valid(value: Any) -> Any:
     return [_valid(v) for v in value] if isinstance(value, tuple | list) else value
 
 
-def _record(found: dict[str, Any]) -> Record:
+def read_record(found: dict[str, Any]) -> Record:
+    """The record of a line, as `json.loads(record.line())` gives it. Raises KeyError, TypeError or ValueError."""
     known = {f.name for f in fields(Record)}
     data = {k: v for k, v in found.items() if k in known}
     for name in ("seconds", "spent", "cost", "loss", "grad_norm"):

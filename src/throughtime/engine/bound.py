@@ -85,3 +85,38 @@ class BoundCell:
         run(call)
         del pointers
         return sequences[0], finals
+
+
+class BoundStep:
+    """One step of one sequence a call: a bound cell with its states, and what it shows, in places of its own."""
+
+    def __init__(self, bound: BoundCell):
+        self.dtype, self._keep = bound.dtype, bound
+        self._now, self._next = ([torch.zeros(1, w, dtype=bound.dtype) for w in bound.widths] for _ in range(2))
+        shown = [torch.zeros(w, dtype=bound.dtype) for w in bound.widths]
+        self.y, batch = shown[0], PackedBatch(1, 1, None)
+        self._batch, self._pointers = batch, []
+        self._calls: list[ForwardCall] = []
+        for first, finals in ((self._now, self._next), (self._next, self._now)):
+            call = ForwardCall.from_buffer_copy(bound._call)
+            batch.fill(call, bound.reverse)
+            self._pointers.append((aim(call, bound.units, first, shown, finals), shown))
+            self._calls.append(call)
+
+    @property
+    def states(self) -> list[Tensor]:
+        """The states [1, H] as they are now; the step after the next one writes there."""
+        return self._now
+
+    def reset(self) -> None:
+        """The states are zero again."""
+        for s in self._now:
+            s.zero_()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """y [P], overwritten by the next call, from x [D] of the weights' dtype, in one piece, in main memory."""
+        call, other = self._calls
+        call.x = x.data_ptr()
+        run(call)
+        self._calls, self._now, self._next = [other, call], self._next, self._now
+        return self.y

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from throughtime.nn.convert import convert
 from throughtime.nn.explain import explain
+from throughtime.nn.export import Exported, export
 from throughtime.nn.family import (
     LSTM1997,
     AdditiveMemory,
@@ -23,6 +24,7 @@ __all__ = [
     "RNN",
     "AdditiveMemory",
     "AdditiveState",
+    "Exported",
     "GRUResetBefore",
     "PeepholeLSTM",
     "PreActivationRNN",
@@ -30,4 +32,5 @@ __all__ = [
     "TunedRNN",
     "convert",
     "explain",
+    "export",
 ]

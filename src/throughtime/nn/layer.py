@@ -12,7 +12,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from throughtime.cells import Cell
 from throughtime.engine.operands import autocast_dtype
-from throughtime.nn.layout import Layout, enter
+from throughtime.engine.rows import takes_rows
+from throughtime.nn.layout import Layout, enter, enter_rows
 from throughtime.nn.small_call import small_call
 from throughtime.nn.stack import Result, Rules, Weights, run_stack
 
@@ -51,14 +52,21 @@ class StackedLayer(torch.nn.Module, ABC):
         found = self._parameters.get(name)
         return getattr(self, name) if found is None else found  # a module's getattr is slow
 
+    def _takes_rows(self, data: Tensor, weight: Tensor) -> bool:
+        return not torch.compiler.is_compiling() and takes_rows(data, weight, self.backend, self.memory)
+
     def _run(self, input: Tensor | PackedSequence, state: Any, every_state: bool) -> tuple[Result, Layout]:
         given = self._check(input, state)
-        x, layout = enter(input, self.batch_first)
         layers = self.layer_weights()
+        weight = layers[0][0].weight_ih
+        if not every_state and isinstance(input, PackedSequence) and self._takes_rows(input.data, weight):
+            x, layout = enter_rows(input)
+        else:
+            x, layout = enter(input, self.batch_first)
         states = None
         if given is not None:
             # Under autocast the states keep the parameters' dtype, whatever dtype they come in.
-            dtype = layers[0][0].weight_ih.dtype
+            dtype = weight.dtype
             states = [s if s.dtype == dtype else s.to(dtype) for s in map(layout.state_in, given)]
         result = run_stack(
             self.step_cell(),

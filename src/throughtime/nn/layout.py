@@ -46,7 +46,8 @@ class Layout(NamedTuple):
     """The way in and out of the stack, which works on [T, B, .].
 
     A packed batch is run in its own order, the longest sequence first, as torch does; its states are put into that
-    order on the way in and back on the way out. lengths [B] is None unless packed.
+    order on the way in and back on the way out. lengths [B] is None unless packed. rows: the stack works on the packed
+    rows [rows, .] as they are, in place of [T, B, .].
     """
 
     batch_first: bool
@@ -54,6 +55,7 @@ class Layout(NamedTuple):
     packed: PackedSequence | None = None
     lengths: Tensor | None = None
     lengths_cpu: Tensor | None = None
+    rows: bool = False
 
     def state_in(self, s: Tensor) -> Tensor:
         """A state as the user gives it -> [layers * dirs, B, .]."""
@@ -68,7 +70,7 @@ class Layout(NamedTuple):
     def output(self, y: Tensor) -> Tensor | PackedSequence:
         """The output [T, B, .] -> the layout of the input."""
         if self.packed is not None:
-            return self.packed._replace(data=self._pack(y))
+            return self.packed._replace(data=y if self.rows else self._pack(y))
         if not self.batched:
             return y.squeeze(1)
         return y.transpose(0, 1) if self.batch_first else y
@@ -84,7 +86,7 @@ class Layout(NamedTuple):
         """Leaves out elements of y [T, B, .]; draws the random numbers that torch's layers draw."""
         if p == 0:
             return y
-        if self.packed is None:
+        if self.packed is None or self.rows:
             return F.dropout(y, p)
         return self.padded(F.dropout(self._pack(y), p))
 
@@ -101,6 +103,11 @@ class Layout(NamedTuple):
     def _pack(self, y: Tensor) -> Tensor:
         assert self.packed is not None and self.lengths_cpu is not None
         return _Pack.apply(y, self.packed.batch_sizes, self.lengths_cpu)
+
+
+def enter_rows(input: PackedSequence) -> tuple[Tensor, Layout]:
+    """The packed rows as they are, and their layout."""
+    return input.data, Layout(False, True, input, rows=True)
 
 
 def enter(input: Tensor | PackedSequence, batch_first: bool) -> tuple[Tensor, Layout]:

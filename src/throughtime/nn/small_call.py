@@ -55,6 +55,13 @@ def small_call(layer: Any, x: Any, state: Any) -> tuple[Tensor, tuple[Tensor, ..
     return y.view(B, T, -1) if layer.batch_first else y, last
 
 
+def bound_layers(layer: Any) -> list[list[BoundCell]] | None:
+    """The layer's cells, bound to its weights as they are now, layer by layer and the forward direction first; None
+    where that is not possible."""
+    bound = _bind(layer, layer.step_cell())
+    return None if bound is None else bound.layers
+
+
 def _run(
     layers: list[list[BoundCell]], x: Tensor, first: list[Tensor], skip: bool
 ) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from throughtime.cells import Cell
 from throughtime.engine import unroll
 from throughtime.engine.backends import NAMES, check_memory
+from throughtime.engine.rows import unroll_rows
 from throughtime.errors import BackendError, ConfigError
 from throughtime.nn.layout import Layout
 
@@ -74,7 +75,7 @@ def run_stack(
     rules: Rules,
     every_state: bool = True,
 ) -> Result:
-    """Runs x [T, B, D] through `layers`, each a list of one set of weights a direction.
+    """Runs x [T, B, D] through `layers`, each a list of one set of weights a direction; or packed rows [rows, D].
 
     states: the initial states, each [layers * dirs, B, .]; None for zeros. dropout: the probability with which an
     element of a layer's output is left out on its way to the layer above; 0 outside training. skip: the input
@@ -91,11 +92,19 @@ def run_stack(
                 below = torch.cat([x.to(below.dtype), below], -1)
         for reverse, w in enumerate(directions):
             first = None if states is None else [s[len(finals)] for s in states]
-            shown, last = unroll(
-                cell, below, w.weight_ih, w.weight_hh, w.bias_ih, w.bias_hh, units=w.units, matrices=w.matrices,
-                states=first, lengths=layout.lengths, reverse=bool(reverse), clip=rules.clip,
-                truncated=rules.truncated, memory=rules.memory, backend=rules.backend, every_state=every_state,
-            )  # fmt: skip
+            if layout.packed is not None and layout.rows:
+                y, last = unroll_rows(
+                    cell, below, layout.packed.batch_sizes, w.weight_ih, w.weight_hh, w.bias_ih, w.bias_hh,
+                    units=w.units, matrices=w.matrices, states=first, reverse=bool(reverse), clip=rules.clip,
+                    truncated=rules.truncated,
+                )  # fmt: skip
+                shown: tuple[Tensor, ...] = (y,)
+            else:
+                shown, last = unroll(
+                    cell, below, w.weight_ih, w.weight_hh, w.bias_ih, w.bias_hh, units=w.units, matrices=w.matrices,
+                    states=first, lengths=layout.lengths, reverse=bool(reverse), clip=rules.clip,
+                    truncated=rules.truncated, memory=rules.memory, backend=rules.backend, every_state=every_state,
+                )  # fmt: skip
             sequences.append(shown)
             finals.append(last)
         here = [shown[0] for shown in sequences[-len(directions) :]]

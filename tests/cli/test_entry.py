@@ -66,8 +66,9 @@ def test_train_sample_and_resume(text_file: Path, options: list[str], capsys: Ca
     assert err == "" and lines[0] == "run runs/cats-lstm"
     assert lines[1].startswith("lstm  step 10/20  ") and " bits  valid " in lines[1] and " steps/s  " in lines[1]
     assert lines[2].startswith("lstm  step 20/20  ") and lines[2].endswith("  0:00 left")
-    assert lines[3].startswith("best validation: ") and lines[3].endswith(" bits per character, at step 20")
-    assert lines[4] == "see what it writes: throughtime sample runs/cats-lstm"
+    assert lines[3].startswith("watch: at step ") and lines[3].endswith(", of 8 in a window")
+    assert lines[4].startswith("best validation: ") and lines[4].endswith(" bits per character, at step 20")
+    assert lines[5] == "see what it writes: throughtime sample runs/cats-lstm"
     assert main(["sample", "runs/cats-lstm", "--prompt", "the", "--length", "20", "--seed", "1"]) == 0
     text = capsys.readouterr().out
     assert text.startswith("the") and len(text) == 24

@@ -39,8 +39,9 @@ def test_forecast(capsys: Capture, place: Path) -> None:
     lines = run(capsys, "train", "forecast", "waves.csv", "--target", "s", "--horizon", "2", "--window", "6", *SIZES)
     assert lines[0] == "run runs/waves-lstm"
     assert lines[1].startswith("lstm  step 6/12  ") and " loss  valid " in lines[1]
-    assert lines[3].startswith("best validation: ") and lines[3].endswith("nats per value, at step 12")
-    assert lines[4] == "see what comes next: throughtime forecast runs/waves-lstm"
+    assert lines[3].startswith("watch: at step ") and lines[3].endswith(" steps), of 6 in a window")
+    assert lines[4].startswith("best validation: ") and lines[4].endswith("nats per value, at step 12")
+    assert lines[5] == "see what comes next: throughtime forecast runs/waves-lstm"
     table = run(capsys, "forecast", "runs/waves-lstm", "--quantiles", "0.25", "0.75")
     assert table[0] == "ahead,mean,q0.25,q0.75" and [line.split(",")[0] for line in table[1:]] == ["1", "2"]
     assert run(capsys, "forecast", "runs/waves-lstm", "--out", "f.csv") == ["f.csv"]
@@ -110,7 +111,48 @@ def test_what_cannot_be_used_gives_one_line(capsys: Capture, words: list[str], s
     assert not Path("runs").exists()
 
 
-@pytest.mark.parametrize("kind", ["forecast", "label", "notes", "task"])
+def test_a_text_may_be_named_as_a_kind(capsys: Capture, place: Path) -> None:
+    (place / "text").write_text("abcdefgh" * 40)
+    sizes = ["--window", "8", "--batch", "2", "--embedding", "4", "--watch-budget", "0", *SIZES]
+    lines = run(capsys, "train", "text", "text", *sizes)
+    assert lines[0] == "run runs/text-lstm" and not any(line.startswith("watch") for line in lines)
+    assert run(capsys, "train", "./text", *sizes)[1:-1] != [] and not (place / "runs/text-lstm/watch.jsonl").exists()
+    logs = [[json.loads(line)["loss"] for line in (place / f"runs/{name}/log.jsonl").open()] for name in
+            ("text-lstm", "text-lstm-2")]  # fmt: skip
+    assert logs[0] == logs[1] and len(logs[0]) == 12
+    assert run(capsys, "train", "text", "--resume", "runs/text-lstm", "--steps", "14")[0].endswith("from step 12")
+    fails(capsys, ["train", "text"], "name a text file to learn from (throughtime train FILE)")
+    fails(capsys, ["train", "task", "--resume", "runs/text-lstm"], "is a run of the kind text, not task")
+
+
+def test_what_the_guard_did_is_told_at_once_and_at_the_end(capsys: Capture, place: Path) -> None:
+    (place / "t.txt").write_text("the cat sat on a mat.\n" * 40)
+    words = [
+        "--cell",
+        "rnn-relu",
+        "--optimiser",
+        "sgd",
+        "--lr",
+        "8",
+        "--clip-norm",
+        "0",
+        "--window",
+        "8",
+        "--batch",
+        "4",
+        "--watch-budget",
+        "0",
+    ]
+    lines = run(capsys, "train", "t.txt", *words, *SIZES)
+    told = [line for line in lines if line.startswith("guard: ")]
+    assert " at step " in told[0] and told[0].endswith("; that update is left out")
+    assert told[-1].startswith("guard: 1 update left out") and told[-1].endswith("told in runs/t-rnn-relu/guard.jsonl")
+    assert len(told) == len((place / "runs/t-rnn-relu/guard.jsonl").read_text().splitlines())  # a line more, a head
+    assert main(["train", "t.txt", "--no-guard", *words, *SIZES]) == 1
+    assert "the last good checkpoint is" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["text", "forecast", "label", "notes", "task"])
 def test_each_kind_has_its_own_help(capsys: Capture, kind: str) -> None:
     with pytest.raises(SystemExit) as end:
         main(["train", kind, "--help"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -213,14 +214,20 @@ def test_wandb(config, tmp_path, no_network, monkeypatch):
 
     monkeypatch.delenv("WANDB_MODE", raising=False)
     run_in_two_parts("wandb", config, tmp_path / "run")
-    files = sorted((tmp_path / "run/wandb").glob("offline-run-*/*.wandb"))
-    found = []
-    for data in (data for path in files for data in in_the_log(path.read_bytes())):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        items = {item.key or item.nested_key[0]: item.value_json for item in record.history.item}
-        found += [int(items["_step"])] if "loss" in items else []
-    assert found == list(range(1, 16)) and len({path.name for path in files}) == 1
+    until = time.monotonic() + 20
+    while True:  # W&B's own process may still be writing
+        files = sorted((tmp_path / "run/wandb").glob("offline-run-*/*.wandb"), key=lambda path: path.stat().st_ctime_ns)
+        found, ends = [], 0
+        for data in (data for path in files for data in in_the_log(path.read_bytes())):
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(data)
+            items = {item.key or item.nested_key[0]: item.value_json for item in record.history.item}
+            found += [int(items["_step"])] if "loss" in items else []
+            ends += record.HasField("exit")
+        if ends == 3 or time.monotonic() > until:
+            break
+        time.sleep(0.05)
+    assert sorted(found) == list(range(1, 16)) and len({path.name for path in files}) == 1
 
 
 def in_the_log(content: bytes):

@@ -68,6 +68,7 @@ def test_a_run_learns_and_leaves_its_files(tiny: Tiny, tmp_path: Path) -> None:
         "config.json",
         "log.jsonl",
         "schema.json",
+        "watch.jsonl",
     ]
     assert len(generate(load(run), "the c", 20)) == 20
 
@@ -231,13 +232,13 @@ def break_at(monkeypatch: pytest.MonkeyPatch, step: int, what: str) -> None:
 
 
 @pytest.mark.parametrize(("what", "says"), [("loss", "the loss is nan"), ("gradient", "the gradient of ")])
-def test_a_nan_stops_the_run_before_it_reaches_the_weights(
+def test_without_the_guard_a_nan_stops_the_run_before_it_reaches_the_weights(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, says: str
 ) -> None:
     run = tmp_path / "run"
     break_at(monkeypatch, 23, what)
     with pytest.raises(NonFiniteError) as caught:
-        train(tiny(valid_fraction=0.0), run)
+        train(tiny(valid_fraction=0.0, guard=False), run)
     message = str(caught.value)
     assert message.startswith(says) and "at step 23;" in message and "\n" not in message
     assert f"the last good checkpoint is {run}/checkpoints/step-000020" in message
@@ -254,7 +255,7 @@ def test_the_parameters_with_a_broken_gradient_are_named(
 ) -> None:
     break_at(monkeypatch, 2, "gradient")
     with pytest.raises(NonFiniteError, match=r"the gradient of embedding.weight \(and of \d more\) is not finite"):
-        train(tiny(), tmp_path / "run")
+        train(tiny(guard=False), tmp_path / "run")
 
 
 def test_a_checkpoint_of_the_failing_weights_is_not_called_good(
@@ -262,7 +263,7 @@ def test_a_checkpoint_of_the_failing_weights_is_not_called_good(
 ) -> None:
     break_at(monkeypatch, 21, "loss")
     with pytest.raises(NonFiniteError, match=r"step 21; the last good checkpoint is \S+step-000010;"):
-        train(tiny(valid_fraction=0.0), tmp_path / "run")
+        train(tiny(valid_fraction=0.0, guard=False), tmp_path / "run")
 
 
 def test_weights_that_fail_from_the_start_ask_for_another_run(
@@ -270,7 +271,7 @@ def test_weights_that_fail_from_the_start_ask_for_another_run(
 ) -> None:
     break_at(monkeypatch, 1, "loss")
     with pytest.raises(NonFiniteError, match="with the weights that the run began with: start another run"):
-        train(tiny(), tmp_path / "run")
+        train(tiny(guard=False), tmp_path / "run")
 
 
 def test_steps_that_are_far_too_long_end_in_this_error(tiny: Tiny, tmp_path: Path) -> None:

@@ -11,7 +11,20 @@ from typing import Annotated, Any, Union
 import tyro
 
 from throughtime import __version__
-from throughtime.cli.options import Demo, Diagnose, Evaluate, Forecast, Lab, Prescribe, Report, Sample, Serve, Watch
+from throughtime.cli.options import (
+    Demo,
+    Diagnose,
+    Drift,
+    Evaluate,
+    Export,
+    Forecast,
+    Lab,
+    Prescribe,
+    Report,
+    Sample,
+    Serve,
+    Watch,
+)
 from throughtime.cli.train_options import KINDS, Train, kind_in
 from throughtime.errors import NonFiniteError, ThroughtimeError
 from throughtime.files import WriteError
@@ -25,6 +38,8 @@ COMMANDS = {
     "sample": (Sample, "sample"),
     "forecast": (Forecast, "use"),
     "evaluate": (Evaluate, "use"),
+    "export": (Export, "export"),
+    "drift": (Drift, "drift"),
     "demo": (Demo, "demo"),
     "diagnose": (Diagnose, "diagnose"),
     "prescribe": (Prescribe, "prescribe"),

@@ -206,3 +206,46 @@ class Forecast:
     """Which checkpoint: best (by validation), last, or a name such as step-000200."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: printed)")] = None
     """Where the table is written, whole or not at all."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a trained model to a file that other programs run: ONNX, or a program of torch.export.
+
+    The states go in and come out, so that it can be fed step by step; steps and batch may be any. What the numbers mean
+    (vocabulary, normalisation, labels) is in the file. It is written only if it computes what the model computes.
+    """
+
+    run: Annotated[tyro.conf.Positional[Path], _RUN]
+    """The directory of a run of `throughtime train`."""
+    file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE.onnx|FILE.pt2", help_behavior_hint="")]
+    """Where it goes; the ending says what is written."""
+    checkpoint: str = "best"
+    """Which checkpoint: best (by validation), last, or a name such as step-000200."""
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Measure how a trained model drifts when it feeds on its own output.
+
+    Held-out data are read on as they are (open loop), and once such that each next step is what the model drew itself
+    (closed loop); the two are compared as a function of the steps since. For runs on text and notes, and for series
+    that are forecast from themselves alone. The result is saved as JSON.
+    """
+
+    run: Annotated[tyro.conf.Positional[Path], _RUN]
+    """The directory of a run of `throughtime train`."""
+    length: int = 256
+    """Steps after the loop is closed."""
+    context: int = 64
+    """Real steps before it."""
+    sequences: int = 64
+    """Stretches of the held-out data, at most."""
+    seed: int = 0
+    """Of all that is drawn."""
+    part: str = ""
+    """valid or test; without it the test part where the run kept one, else the validation part."""
+    checkpoint: str = "best"
+    """Which checkpoint: best (by validation), last, or a name such as step-000200."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: RUN/drift.json)")] = None
+    """Where the result is saved."""

@@ -11,9 +11,12 @@ from typing import Any
 from throughtime.cli.entry import parse
 from throughtime.cli.progress import Board
 from throughtime.cli.train_options import kind_in, like
+from throughtime.cures.guard_report import Incident
+from throughtime.ecosystem.tracking import Tracking, remembered
 from throughtime.errors import ConfigError
 from throughtime.train import StepRecord, TrainResult, resume, train
 from throughtime.train.config import RunConfig
+from throughtime.train.guarding import counted, sentence
 from throughtime.train.rundir import Run
 
 _NEEDED = {
@@ -43,8 +46,8 @@ def main(options: Any, words: Sequence[str]) -> int:
     if options.checkpoint != "last":
         raise ConfigError("--checkpoint says where to continue from and needs --resume RUN")
     config = options.config()
-    with _Watch(config, options.print_every) as watch:
-        result = train(config, options.run, on_start=watch.start, on_step=watch.step)
+    with _Watch(config, options.print_every, options.log_to) as watch:
+        result = train(config, options.run, on_start=watch.start, on_step=watch.step, on_incident=watch.incident)
     return _finish(watch, result)
 
 
@@ -61,22 +64,27 @@ def _resume(options: Any, words: Sequence[str]) -> int:
         config = replace(config, **{saved.source: getattr(saved, saved.source)})
     before, after = asdict(saved), asdict(config)
     changes = {name: value for name, value in after.items() if value != before[name]}
-    with _Watch(config, options.print_every) as watch:
+    with _Watch(config, options.print_every, options.log_to, options.resume) as watch:
         result = resume(
-            options.resume, checkpoint=options.checkpoint, on_start=watch.start, on_step=watch.step, **changes
-        )
+            options.resume, checkpoint=options.checkpoint, on_start=watch.start, on_step=watch.step,
+            on_incident=watch.incident, **changes,
+        )  # fmt: skip
     return _finish(watch, result)
 
 
 class _Watch:
     """Shows a run from its first step on; until then there is nothing to show but errors."""
 
-    def __init__(self, config: RunConfig, every: int) -> None:
+    def __init__(self, config: RunConfig, every: int, log_to: Sequence[str], old: Path | None = None) -> None:
         self.config = config
         self.board = Board(every)
         self._open = ExitStack()
+        again = () if old is None or log_to else remembered(old)
+        self._tracking = Tracking(log_to, self.board.print, again) if log_to or again else None
 
     def __enter__(self) -> _Watch:
+        if self._tracking is not None:
+            self._open.enter_context(self._tracking)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -87,15 +95,44 @@ class _Watch:
         self._open.enter_context(self.board)
         unit = "bits" if self.config.kind == "text" else "loss"
         self._on_step = self.board.add(self.config.cell, self.config.steps, step, unit)
+        if self._tracking is not None:
+            self._tracking.start(path, step)
 
     def step(self, record: StepRecord) -> None:
         self._on_step(record)
+        if self._tracking is not None:
+            self._tracking.step(record)
+
+    def incident(self, found: Incident) -> None:
+        self.board.print(f"guard: {sentence(found)}")
 
 
 def _finish(watch: _Watch, result: TrainResult) -> int:
     if result.history and result.history[-1].step < watch.config.steps:
         watch.board.print(f"stopped at step {result.history[-1].step}: {watch.config.patience} validations no better")
+    for line in (*guarded(result), *seen(result)):
+        watch.board.print(line)
     if result.best_valid is not None:
         watch.board.print(f"best validation: {result.best_valid:.4f} {result.unit}, at step {result.best_step}")
     watch.board.print(f"{_USE.get(watch.config.kind, 'see how good it is: throughtime evaluate')} {result.path}")
     return 0
+
+
+def guarded(result: TrainResult) -> list[str]:
+    """What the guard did, in a line; none where all was well."""
+    if not result.incidents:
+        return []
+    return [f"guard: {counted(result.incidents)}; each is told in {result.path / 'guard.jsonl'}"]
+
+
+def seen(result: TrainResult) -> list[str]:
+    """How far back the gradient of the last recurrent layer reached, at the first measurement and the last."""
+    found = [(r.step, s) for r in result.watched for s in r.recurrences[-1:]]
+    if not found:
+        return []
+    (first, before), (last, now) = found[0], found[-1]
+    if now.horizon is None:
+        return [f"watch: {now}"]
+    earlier = f" (at step {first}: {before.horizon})" if first != last and before.horizon is not None else ""
+    reach = f"the gradient of {now.place} reaches {now.horizon} back{earlier}"
+    return [f"watch: at step {last} {reach}, of {now.steps} in a window"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -33,6 +33,9 @@ class _Where:
     """With --resume: the checkpoint to go on from, as last, best or step-000200. Later ones are dropped."""
     print_every: int = 50
     """Where the output is not a terminal: print a line every so many steps."""
+    log_to: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
+    """Tell trackers of the run, one or several: TensorBoard (in RUN/tensorboard), trackio (on this machine), W&B
+    (offline, in RUN/wandb). Continued, a run goes on telling those that it told before."""
 
     def __post_init__(self) -> None:
         """Check nothing yet: `config` does, once it is known whether a run is continued."""
@@ -47,8 +50,8 @@ class _Where:
 class Train(_Where, LMConfig):
     """Train a language model on a text file or a folder of them; `throughtime train KIND ...` trains on other data:
 
-    `forecast TABLE` a column of a CSV file, `label TABLE` sequences or steps, `notes ARCHIVE` piano rolls,
-    `task NAME` a generated task. Each has its own --help.
+    `text FILE` the same as without a KIND, `forecast TABLE` a column of a CSV file, `label TABLE` sequences or steps,
+    `notes ARCHIVE` piano rolls, `task NAME` a generated task. Each has its own --help.
 
     The run goes to a directory of its own with its options, its log and its checkpoints. Ctrl-C saves before
     it stops; `throughtime train --resume RUN` goes on from there to the same numbers, whatever its kind.
@@ -102,8 +105,8 @@ KINDS: dict[str, type[Any]] = {
 
 
 def kind_in(words: Sequence[str]) -> str | None:
-    """The kind of data that the words of a `throughtime train` name; None for a text."""
-    return words[1] if len(words) > 1 and words[0] == "train" and words[1] in KINDS and words[1] != "text" else None
+    """The kind of data that the words of a `throughtime train` name; None where they name none: then it is a text."""
+    return words[1] if len(words) > 1 and words[0] == "train" and words[1] in KINDS else None
 
 
 def like(config: RunConfig) -> Any:

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from throughtime.train.config import RunConfig
     from throughtime.train.data import TextData, Vocabulary, read_text
+    from throughtime.train.drifting import Drift, DriftOf, drift
     from throughtime.train.evaluation import Evaluation, evaluate
+    from throughtime.train.exporting import export
     from throughtime.train.forecasting import Forecast, forecast
+    from throughtime.train.histories import History, history
     from throughtime.train.kinds import ForecastConfig, LabelConfig, LMConfig, NotesConfig, TaskConfig
     from throughtime.train.loop import TrainingStopped, TrainResult, load, resume, train
     from throughtime.train.model import LanguageModel, SequenceModel
@@ -18,9 +21,12 @@ if TYPE_CHECKING:
     from throughtime.train.sampling import generate, stream
 
 _HOME = {
+    "Drift": "drifting",
+    "DriftOf": "drifting",
     "Evaluation": "evaluation",
     "Forecast": "forecasting",
     "ForecastConfig": "kinds",
+    "History": "histories",
     "LMConfig": "kinds",
     "LabelConfig": "kinds",
     "LanguageModel": "model",
@@ -34,9 +40,12 @@ _HOME = {
     "TrainResult": "loop",
     "TrainingStopped": "loop",
     "Vocabulary": "data",
+    "drift": "drifting",
     "evaluate": "evaluation",
+    "export": "exporting",
     "forecast": "forecasting",
     "generate": "sampling",
+    "history": "histories",
     "load": "loop",
     "read_text": "data",
     "resume": "loop",
@@ -55,9 +64,12 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
+    "Drift",
+    "DriftOf",
     "Evaluation",
     "Forecast",
     "ForecastConfig",
+    "History",
     "LMConfig",
     "LabelConfig",
     "LanguageModel",
@@ -71,9 +83,12 @@ __all__ = [
     "TrainResult",
     "TrainingStopped",
     "Vocabulary",
+    "drift",
     "evaluate",
+    "export",
     "forecast",
     "generate",
+    "history",
     "load",
     "read_text",
     "resume",

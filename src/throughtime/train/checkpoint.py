@@ -66,10 +66,10 @@ def save(
     write_directory(directory / step_name(step), {**files, META: to_json(meta)})
 
 
-def prune(directory: Path, keep: int) -> None:
-    """Remove all checkpoints but the last `keep` and, of each of these, the best that it knows of."""
+def prune(directory: Path, keep: int, also: Iterable[int] = ()) -> None:
+    """Remove all checkpoints but the last `keep`, the best that each of these knows of, and those of `also`, steps."""
     steps = steps_in(directory)
-    kept = set(steps[-keep:])
+    kept = {*steps[-keep:], *also}
     for step in steps[-keep:]:
         try:
             meta = read_meta(directory / step_name(step))

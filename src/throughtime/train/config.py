@@ -35,7 +35,8 @@ class RunConfig:
     """Whole numbers: the smallest value allowed."""
     changeable: ClassVar[frozenset[str]] = frozenset({
         "steps", "lr", "schedule", "warmup", "clip_norm", "valid_every", "valid_windows", "patience",
-        "checkpoint_every", "threads", "device", "precision",
+        "checkpoint_every", "threads", "device", "precision", "guard", "watch_budget", "compile",
+        "input_noise",
     })  # fmt: skip
     """Options that may differ when a run is continued; the others fix what the model is and what it reads."""
 
@@ -51,6 +52,9 @@ class RunConfig:
     """Chance that a unit is dropped between layers and before the output; 0 for none."""
     skip: bool = False
     """Connect the input to every layer and every layer to the output (Graves 2013)."""
+    input_noise: float = 0.0
+    """Noise on the inputs while training, for a model that is to read its own output: the deviation of what is added
+    to numbers (Graves 2013), or the chance that a symbol is replaced by another one of the window (Xie 2017)."""
     window: int = 64
     """Steps of truncated BPTT: the state is carried on from window to window, the gradient is cut."""
     batch: int = 32
@@ -89,6 +93,12 @@ class RunConfig:
     """Where to compute, as torch names it: cpu, cuda, cuda:1, ..."""
     precision: Literal["float32", "bf16"] = "float32"
     """bf16 runs the matrix products in bfloat16 (torch.autocast); weights and optimiser stay in float32."""
+    guard: bool = True
+    """Leave out a step that is not finite or exploded, or go back to a checkpoint, and say why; else stop at a NaN."""
+    watch_budget: float = 0.02
+    """Share of the time for measuring how far back the gradient reaches, in RUN/watch.jsonl; 0 for not at all."""
+    compile: bool = False
+    """Compile the model around its recurrent layers with torch.compile; these are compiled code already."""
 
     def __post_init__(self) -> None:
         for name, kind in _types(type(self)).items():
@@ -97,6 +107,10 @@ class RunConfig:
             raise ConfigError(f"lr must be greater than 0, got {self.lr:g}")
         if self.clip_norm < 0:
             raise ConfigError(f"clip_norm must be greater than 0, or 0 for no clipping, got {self.clip_norm:g}")
+        if self.input_noise < 0:
+            raise ConfigError(f"input_noise must be greater than 0, or 0 for none, got {self.input_noise:g}")
+        if self.watch_budget < 0:
+            raise ConfigError(f"watch_budget must be at least 0, a share of the time, got {self.watch_budget:g}")
         for name in ("dropout", "valid_fraction", "test_fraction"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 0 and less than 1, got {getattr(self, name):g}")

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from throughtime.diagnosis import Dependence, Diagnosis, dependence, diagnose
+from throughtime.diagnosis import Diagnosis, dependence, diagnose
+from throughtime.diagnosis.asked import Asked
 from throughtime.errors import ConfigError
 from throughtime.train import checkpoint as checkpoints
 from throughtime.train.data import Streams, TextData
@@ -20,6 +21,7 @@ from throughtime.train.session import Session, private_torch
 from throughtime.train.textrun import open_text_run
 
 MOST = 500_000  # symbols that the data horizon is measured on
+SHUFFLES = 10
 
 
 def diagnose_run(
@@ -57,16 +59,20 @@ def diagnose_run(
         )
 
 
-def asked(text: TextData, most: int = MOST) -> Dependence:
-    """How far back the next symbol of a text depends on single ones before it, in bits (`dependence`).
+def asked(text: TextData, most: int = MOST) -> Asked:
+    """How far back the next symbol of a text depends on single ones before it, in bits (`dependence`), with the text
+    itself, for what far symbols add to near ones.
 
     What is less than 1 % of the most that any one says does not count.
     """
     inputs, targets = text.train.inputs.flatten()[:most].long(), text.train.targets.flatten()[:most].long()
-    # Near lags one by one, far ones by a factor of about 1.2, with at least 1000 pairs for each.
+    # Near lags one by one, far ones by a factor of about 1.2, as far as the baseline can move the text out of reach.
     lags = sorted({*range(17), *(round(16 * 1.2**i) for i in range(28))})
-    far = max(0, len(inputs) - 1000)
-    return dependence(inputs, targets, [d for d in lags if d <= far], shuffles=10, fraction=0.01)
+    far = max(0, min(len(inputs) - 1000, (len(inputs) - SHUFFLES) // 5))
+    pairs = dependence(
+        inputs, targets, [d for d in lags if d <= far], shuffles=SHUFFLES, fraction=0.01, baseline="shift"
+    )  # fmt: skip
+    return Asked(pairs, series=(inputs, targets))
 
 
 def _windows(model: SequenceModel, streams: Streams, most: int) -> Iterator[tuple[Any, Tensor]]:

@@ -40,7 +40,12 @@ class Group:
 
     def device(self, name: str) -> torch.device:
         """Where this process computes: of `cuda` its own GPU. Raises `ConfigError` where that is not there."""
-        device = torch.device(name)
+        try:
+            device = torch.device(name)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            why = str(error).splitlines()[0]
+            raise ConfigError(f"device {name!r} cannot be used here ({why}); try --device cpu") from None
         if self.size == 1 or device.type != "cuda":
             return device
         if device.index is not None:
@@ -80,8 +85,8 @@ class Group:
             return model
         return DistributedDataParallel(model, broadcast_buffers=False)
 
-    def unsynchronised(self, model: nn.Module, wanted: bool) -> AbstractContextManager[Any]:
-        """Around a pass whose gradients stay here and are added to a later one's, if `wanted`."""
+    def apart(self, model: nn.Module, wanted: bool) -> AbstractContextManager[Any]:
+        """Around a forward pass whose gradients stay here, if `wanted`, and are added to those of a later one."""
         return model.no_sync() if wanted and isinstance(model, DistributedDataParallel) else nullcontext()
 
     def seed_apart(self, seed: int, step: int = 0) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from throughtime.train.config import RunConfig
 from throughtime.train.data.batch import Batch, Source
@@ -25,11 +26,14 @@ def precise(config: RunConfig, device: torch.device) -> AbstractContextManager[A
     return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
 
 
-def run_batch(model: SequenceModel, batch: Batch, state: Any) -> tuple[Tensor, Any]:
-    """Outputs of a batch on the model's device, and the states behind it; `state` is that behind the batch before."""
+def run_batch(model: SequenceModel, batch: Batch, state: Any, through: nn.Module | None = None) -> tuple[Tensor, Any]:
+    """Outputs of a batch on the model's device, and the states behind it; `state` is that behind the batch before.
+
+    through: what is called in the model's place, such as the same model in several processes.
+    """
     state = first_of(state, batch.inputs.shape[1]) if batch.carried else None
     with precise(model.config, batch.inputs.device):
-        return model(batch.inputs, state, batch.lengths)
+        return (through or model)(batch.inputs, state, batch.lengths)
 
 
 def total_loss(schema: Schema, outputs: Tensor, batch: Batch) -> Tensor:
@@ -38,9 +42,12 @@ def total_loss(schema: Schema, outputs: Tensor, batch: Batch) -> Tensor:
     return loss.sum() if batch.scored is None else loss[batch.scored].sum()
 
 
-def validate(model: SequenceModel, source: Source, windows: int) -> float:
-    """Mean loss over the first `windows` windows, in the schema's unit, the state carried, without dropout."""
-    return _walk(model, source, windows, None)
+def validate(model: SequenceModel, source: Source, windows: int, add: Callable[[float], float] = float) -> float:
+    """Mean loss over the first `windows` windows, in the schema's unit, the state carried, without dropout.
+
+    add: sums up what several processes, each with its share of the source, come to.
+    """
+    return _walk(model, source, windows, None, add)
 
 
 def measure(model: SequenceModel, source: Source) -> dict[str, float]:
@@ -50,7 +57,9 @@ def measure(model: SequenceModel, source: Source) -> dict[str, float]:
     return {model.schema.unit: loss, **meter.result(loss)}
 
 
-def _walk(model: SequenceModel, source: Source, windows: int, meter: Meter | None) -> float:
+def _walk(
+    model: SequenceModel, source: Source, windows: int, meter: Meter | None, add: Callable[[float], float] = float
+) -> float:
     device = model.output.weight.device
     training = model.training
     total, count, state, index = 0.0, 0, None, 0
@@ -61,13 +70,13 @@ def _walk(model: SequenceModel, source: Source, windows: int, meter: Meter | Non
                 batch = source.batch(index).to(device)
                 outputs, state = run_batch(model, batch, state)
                 total += float(total_loss(model.schema, outputs, batch))
-                count += batch.count
+                count += batch.total
                 index += 1
                 if meter:
                     meter.add(outputs, batch)
     finally:
         model.train(training)
-    return model.schema.measured(total / max(count, 1))
+    return model.schema.measured(add(total) / max(count, 1))
 
 
 class Meter:

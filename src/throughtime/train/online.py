@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from throughtime.errors import ConfigError, DataError
+from throughtime.nn.stepper import Stepper
 from throughtime.train.data.schema import ForecastSchema, LabelSchema, TextSchema
 from throughtime.train.data.series import seasonal_naive
 from throughtime.train.forecasting import in_unit
@@ -36,10 +38,16 @@ class Online:
         self.reset()
 
     def reset(self) -> None:
-        """Begin a new sequence: the state is zero again."""
-        self.state: Any = None
+        """Begin a new sequence: the state is zero again. The weights are those that the model has now."""
         schema = self.model.schema
+        self._state: Any = None
+        self._stepper = _stepper(self.model)
         self._past: deque[float] = deque(maxlen=schema.season + 1 if isinstance(schema, ForecastSchema) else 1)
+
+    @property
+    def state(self) -> Any:
+        """The state of the recurrent layers, as their call gives it; None before the first step."""
+        return self._state if self._stepper is None else self._stepper.state
 
     def step(self, x: str | int | Sequence[float] | Tensor) -> Any:
         """What the model says after one more step.
@@ -49,23 +57,38 @@ class Online:
         symbol, label or note [n], one number, or for a forecast a `GaussianMixture` [horizon] in the target's unit;
         before the first season is over None. Raises `DataError` for a step that is none.
         """
-        given = self._given(x)
+        given = self._number(x) if self.model.schema.symbols else self._numbers(x)
         if given is None:
             return None
+        if self._stepper is not None:
+            return self._said(self._stepper(given))
         device = self.model.output.weight.device
         with torch.no_grad():
-            outputs, self.state = self.model(given.to(device), self.state)
+            outputs, self._state = self.model(
+                torch.as_tensor(given).view(1, 1, *(() if isinstance(given, int) else (-1,))).to(device), self._state
+            )
         return self._said(outputs[-1, 0].cpu())
 
-    def _given(self, x: Any) -> Tensor | None:
-        """The step as the model takes it, [1, 1] or [1, 1, D]."""
+    def _number(self, x: Any) -> int:
+        """The number of a symbol."""
         schema = self.model.schema
-        if schema.symbols:
-            assert isinstance(schema, TextSchema | LabelSchema) and schema.vocabulary is not None
-            number = schema.vocabulary.encode(x) if isinstance(x, str) else torch.as_tensor(x).reshape(-1)
-            if number.is_floating_point() or len(number) != 1 or not 0 <= int(number[0]) < schema.symbols:
-                raise DataError(f"a step is one symbol, or a number from 0 to {schema.symbols - 1}; came {x!r}")
-            return number.long().view(1, 1)
+        assert isinstance(schema, TextSchema | LabelSchema) and schema.vocabulary is not None
+        if isinstance(x, str):
+            number = schema.vocabulary.number(x)
+            numbers = schema.vocabulary.encode(x) if number is None else torch.tensor([number])
+        elif type(x) is int:
+            number, numbers = x, None
+        else:
+            number, numbers = None, torch.as_tensor(x).reshape(-1)
+        if numbers is not None and number is None and len(numbers) == 1 and not numbers.is_floating_point():
+            number = int(numbers[0])
+        if number is None or not 0 <= number < schema.symbols:
+            raise DataError(f"a step is one symbol, or a number from 0 to {schema.symbols - 1}; came {x!r}")
+        return number
+
+    def _numbers(self, x: Any) -> Tensor | None:
+        """The step [D] as the model takes it."""
+        schema = self.model.schema
         try:
             values = torch.as_tensor(x, dtype=torch.float64).reshape(-1)
         except (TypeError, ValueError, RuntimeError):
@@ -81,7 +104,7 @@ class Online:
                     return None
                 values[place] -= self._past[0]
         inputs = getattr(schema, "inputs", None)
-        return (inputs(values) if inputs is not None else values.float()).view(1, 1, -1)
+        return inputs(values) if inputs is not None else values.float()
 
     def _said(self, outputs: Tensor) -> Tensor | GaussianMixture:
         schema = self.model.schema
@@ -94,3 +117,34 @@ class Online:
         if isinstance(schema.head, Softmax):
             return outputs.softmax(-1)
         return outputs.sigmoid() if isinstance(schema.head, Bernoullis) else outputs
+
+
+def _stepper(model: SequenceModel) -> _Ready | None:
+    """The model's own call without what a call of one step would spend most of its time on; None where it cannot be."""
+    stepper = Stepper.of(model.recurrent)
+    plain = type(model.embedding) in (nn.Embedding, nn.Linear, nn.Identity) and type(model.output) is nn.Linear
+    hooked = any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())
+    return None if stepper is None or not plain or hooked or stepper.dtype != torch.float32 else _Ready(model, stepper)
+
+
+class _Ready:
+    """A model's weights by themselves: the embedding, the layers made ready, the output."""
+
+    def __init__(self, model: SequenceModel, stepper: Stepper) -> None:
+        self.stepper = stepper
+        embedding = model.embedding
+        self.rows = embedding.weight.detach() if isinstance(embedding, nn.Embedding) else None
+        self.linear = (embedding.weight.detach(), embedding.bias.detach()) if isinstance(embedding, nn.Linear) else None
+        self.weight, self.bias = model.output.weight.detach(), model.output.bias.detach()
+
+    @property
+    def state(self) -> Any:
+        return self.stepper.state
+
+    def __call__(self, given: Any) -> Tensor:
+        """The outputs [size] after one more step: the number of a symbol, or numbers [D]."""
+        if self.rows is not None:
+            e = self.rows[given]
+        else:
+            e = given if self.linear is None else functional.linear(given, *self.linear)
+        return functional.linear(self.stepper(e), self.weight, self.bias)

@@ -3,6 +3,8 @@
 RUN/config.json        the kind of the run, its options, and what was changed when it was continued
 RUN/schema.json        what its numbers mean (vocabulary, normalisation, labels), and the fingerprint of the data
 RUN/log.jsonl          one line a step
+RUN/guard.jsonl        one line for each step that was bad, if there was one
+RUN/watch.jsonl        the gradient through time, measured now and then
 RUN/checkpoints/step-000200/{model.safetensors, resume.pt, meta.json}
 """
 
@@ -42,6 +44,16 @@ class Run:
     def log(self) -> Path:
         """The log file."""
         return self.path / "log.jsonl"
+
+    @property
+    def incidents(self) -> Path:
+        """The file of what the guard did."""
+        return self.path / "guard.jsonl"
+
+    @property
+    def watched(self) -> Path:
+        """The history of the gradient through time."""
+        return self.path / "watch.jsonl"
 
     @property
     def checkpoints(self) -> Path:

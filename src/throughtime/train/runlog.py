@@ -58,28 +58,47 @@ def read_log(path: Path, until: int | None = None) -> list[StepRecord]:
 
 
 class RunLog:
-    """Appends records to a log that first loses every line after step `until`."""
+    """Appends records to a log that first loses every line after step `until`.
 
-    def __init__(self, path: Path, until: int) -> None:
-        self.path = path
-        self.records = read_log(path, until)
-        write_file(path, "".join(r.line() for r in self.records).encode())
-        with writing(path):
-            self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115  (closed by close)
+    records: what it holds, where another process writes it: then no file is touched.
+    """
+
+    def __init__(self, path: Path, until: int, records: list[StepRecord] | None = None) -> None:
+        self.path, self._writes = path, records is None
+        self._begin(read_log(path, until) if records is None else records)
+
+    def _begin(self, records: list[StepRecord]) -> None:
+        self.records = records
+        if not self._writes:
+            return
+        write_file(self.path, "".join(r.line() for r in records).encode())
+        with writing(self.path):
+            self._file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115  (closed by close)
+
+    def cut(self, until: int) -> None:
+        """Lose every line after step `until`: the run has gone back there."""
+        self.close()
+        self._begin([r for r in self.records if r.step <= until])
 
     def append(self, record: StepRecord) -> None:
         """Write one more line, readable by others at once."""
         self.records.append(record)
+        if not self._writes:
+            return
         with writing(self.path):
             self._file.write(record.line())
 
     def sync(self) -> None:
         """Flush to disk, so that no checkpoint is ever ahead of the log."""
+        if not self._writes:
+            return
         with writing(self.path):
             self._file.flush()
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""
+        if not self._writes:
+            return
         with writing(self.path):
             self._file.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,19 +15,24 @@ from throughtime.train import checkpoint
 from throughtime.train.checkpoint import Best
 from throughtime.train.config import RunConfig
 from throughtime.train.data.schema import Schema
+from throughtime.train.distributed import ALONE, Group
 from throughtime.train.model import build
-from throughtime.train.states import move_state
+from throughtime.train.states import merged, move_state, share_of
 
 KEEP = 2
 """Checkpoints kept besides the best."""
 
 
 class Session:
-    """The moving parts of a run. `position` counts the windows read; what they hold follows from it and the seed."""
+    """The moving parts of a run. `position` counts the windows read; what they hold follows from it and the seed.
 
-    def __init__(self, config: RunConfig, schema: Schema) -> None:
-        self.config = config
-        self.device = torch.device(config.device)
+    Of several processes each has the weights, the optimiser and its share of the states; `together` is the model as it
+    is trained, its gradients those of all processes.
+    """
+
+    def __init__(self, config: RunConfig, schema: Schema, group: Group = ALONE) -> None:
+        self.config, self.group = config, group
+        self.device = group.device(config.device)
         self.model = build(config, schema).to(self.device)
         kind = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[config.optimiser]
         self.optimiser: torch.optim.Optimizer = kind(self.model.parameters(), lr=config.lr)
@@ -35,36 +40,74 @@ class Session:
         self.step = 0
         self.position = 0
         self.best = Best()
+        self.together: torch.nn.Module = self.model
+        group.seed_apart(config.seed)
 
-    def save(self, directory: Path) -> None:
-        """Write a checkpoint of this step, and remove those that are no longer kept."""
-        resume = {
-            "optimiser": self.optimiser.state_dict(),
+    def save(self, directory: Path, parts: Mapping[str, Any] | None = None, keep: Iterable[int] = ()) -> None:
+        """Write a checkpoint of this step, and remove those that are no longer kept.
+
+        parts: what else is to come back with it, by name: tensors, numbers, lists and dicts of them.
+        keep:  steps of checkpoints that must stay.
+
+        Of several processes the first writes, and if it cannot, `Group.settle` says so.
+        """
+        own = {
             "state": self.state,
-            "position": self.position,
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
+        shares = self.group.gather(_plain(own))
+        if self.group.first:
+            self.group.attempt(self._write, directory, shares, parts or {}, keep)
+
+    def _write(
+        self, directory: Path, shares: list[dict[str, Any]], parts: Mapping[str, Any], keep: Iterable[int]
+    ) -> None:
+        states = merged([share.pop("state") for share in shares])
+        others = {"others": shares[1:]} if len(shares) > 1 else {}  # random numbers of the other processes
+        resume = {
+            **parts, **shares[0], **others, "state": states, "optimiser": self.optimiser.state_dict(),
+            "position": self.position,
+        }  # fmt: skip
         weights = self.model.state_dict()
         checkpoint.save(directory, self.step, self.config.digest(), weights, _plain(resume), self.best)
-        checkpoint.prune(directory, KEEP)
+        checkpoint.prune(directory, KEEP, keep)
 
-    def restore(self, path: Path) -> None:
-        """Go on from a checkpoint; the learning rate is that of the present config. Raises `CheckpointError`."""
-        digest = self.config.digest()
-        meta = checkpoint.read_meta(path)
-        resume = checkpoint.read_resume(path, digest)
-        checkpoint.read_weights(path, self.model, digest)
-        try:
-            self.optimiser.load_state_dict(resume["optimiser"])
-            self.state = move_state(resume["state"], self.device)
-            self.position = int(resume["position"])
-            torch.set_rng_state(resume["rng"])
-            if self.device.type == "cuda" and resume["cuda_rng"] is not None:
-                torch.cuda.set_rng_state(resume["cuda_rng"], self.device)
-        except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
-            raise checkpoint.bad(path, f"does not fit the run: {checkpoint.RESUME}: {error!r}") from None
+    def restore(self, path: Path) -> dict[str, Any]:
+        """Go on from a checkpoint; the learning rate is that of the present config. Raises `CheckpointError`.
+
+        Gives all that was saved for resuming, the `parts` too. Of several processes the first reads, for all.
+        """
+        meta, resume, weights = self.group.from_first(lambda: self._read(path))
+        self.model.load_state_dict(weights)
+        with self.group.together():
+            try:
+                self._take(meta["step"], resume)
+            except (KeyError, ValueError, TypeError, RuntimeError, AttributeError, IndexError) as error:
+                raise checkpoint.bad(path, f"does not fit the run: {checkpoint.RESUME}: {error!r}") from None
         self.step, self.best = meta["step"], Best(meta["best_loss"], meta["best_step"])
+        return resume
+
+    def _read(self, path: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        digest = self.config.digest()
+        meta, resume = checkpoint.read_meta(path), checkpoint.read_resume(path, digest)
+        checkpoint.read_weights(path, self.model, digest)
+        return meta, resume, self.model.state_dict()
+
+    def _take(self, step: int, resume: Mapping[str, Any]) -> None:
+        group = self.group
+        self.optimiser.load_state_dict(resume["optimiser"])
+        self.position = int(resume["position"])
+        state = resume["state"]
+        self.state = move_state(state if group.size == 1 else share_of(state, group.rank, group.size), self.device)
+        drawn = [resume, *resume.get("others", [])]
+        if group.rank >= len(drawn):  # there are more processes than there were
+            group.seed_apart(self.config.seed, step)
+            return
+        own = drawn[group.rank]
+        torch.set_rng_state(own["rng"])
+        if self.device.type == "cuda" and own["cuda_rng"] is not None:
+            torch.cuda.set_rng_state(own["cuda_rng"], self.device)
 
 
 def _plain(value: Any) -> Any:
@@ -79,17 +122,13 @@ def _plain(value: Any) -> Any:
 
 
 @contextmanager
-def private_torch(config: RunConfig) -> Iterator[None]:
+def private_torch(config: RunConfig, device: torch.device | None = None) -> Iterator[None]:
     """Seed torch and set its threads for this run alone; the caller's are put back.
 
+    device: that of this process, where the config does not say it all.
     Raises `ConfigError` for a device that is not there, or when what is asked for does not fit into memory.
     """
-    try:
-        device = torch.device(config.device)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        why = str(error).splitlines()[0]
-        raise ConfigError(f"device {config.device!r} cannot be used here ({why}); try --device cpu") from None
+    device = device or ALONE.device(config.device)
     threads = torch.get_num_threads()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:

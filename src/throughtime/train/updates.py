@@ -17,10 +17,14 @@ from throughtime.train.states import detach_state
 
 @dataclass(frozen=True)
 class Update:
-    """What an update measured before it touched the weights: the mean loss, and the gradient's global norm."""
+    """What an update measured before it touched the weights: the mean loss, and the gradient's global norm.
+
+    carried: whether the states went on through all of its windows, none of which began with new sequences.
+    """
 
     loss: float
     norm: float
+    carried: bool = True
 
     @property
     def finite(self) -> bool:
@@ -32,38 +36,48 @@ def gradients(session: Session, source: Source) -> Update:
     """Read the windows of a step, and leave the gradient of the mean loss of their targets in the parameters.
 
     The state is carried from window to window, its graph cut. Windows without a target only carry it on; the step
-    has `accumulate` windows with one.
+    has `accumulate` windows with one. Of several processes each reads its share; loss and gradient are those of all.
     """
+    group, accumulate = session.group, session.config.accumulate
     session.optimiser.zero_grad()
     losses: list[Tensor] = []
     counts: list[int] = []
-    while len(counts) < session.config.accumulate:
+    carried = True
+    while len(counts) < accumulate:
         batch = source.batch(session.position).to(session.device)
         session.position += 1
-        count = batch.count
-        with torch.set_grad_enabled(count > 0):
-            outputs, state = run_batch(session.model, batch, session.state)
-        session.state = detach_state(state)
+        count, carried = batch.total, carried and batch.carried
+        with torch.set_grad_enabled(count > 0), group.apart(session.together, len(counts) + 1 < accumulate):
+            outputs, state = run_batch(session.model, batch, session.state, session.together)
+        session.state = None if batch.filler else detach_state(state)
         if count:
             loss = total_loss(session.model.schema, outputs, batch)
             counts.append(count)
             losses.append(loss.detach())
-            (loss / counts[0]).backward()  # in the size of a mean from the start, lest a sum overflows
+            # In the size of a mean from the start, lest a sum overflows; of the processes' gradients the mean is taken.
+            (loss / (counts[0] / group.size)).backward()
     total = sum(counts)
     if total != counts[0]:
         scale_gradient(session.model, counts[0] / total)
-    mean = float(torch.stack(losses).double().sum()) / total
-    return Update(session.model.schema.measured(mean), gradient_norm(session.model))
+    mean = group.sum(float(torch.stack(losses).double().sum())) / total
+    return Update(session.model.schema.measured(mean), gradient_norm(session.model), carried)
 
 
-def apply(session: Session, update: Update) -> None:
-    """Change the weights by the gradients, clipped, at the learning rate of this step."""
+def apply(session: Session, update: Update, factor: float = 1.0, clip: float | None = None) -> None:
+    """Change the weights by the gradients, clipped, at the learning rate of this step.
+
+    factor, clip: what the guard multiplies that rate by, and clips at besides --clip-norm.
+    """
     config = session.config
-    if config.clip_norm and update.norm > config.clip_norm:
-        scale_gradient(session.model, config.clip_norm / update.norm)
+    bound = min((c for c in (config.clip_norm, clip) if c), default=math.inf)
+    if update.norm > bound:
+        scale_gradient(session.model, bound / update.norm)
+    rate = learning_rate(config, session.step)
     for group in session.optimiser.param_groups:
-        group["lr"] = learning_rate(config, session.step)
+        group["lr"] = rate * factor
     session.optimiser.step()
+    for group in session.optimiser.param_groups:
+        group["lr"] = rate
     session.step += 1
 
 

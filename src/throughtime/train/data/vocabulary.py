@@ -57,6 +57,10 @@ class Vocabulary:
         """Whether it is a character or word of this vocabulary."""
         return self.kind == "bytes" or symbol in self._number
 
+    def number(self, symbol: str) -> int | None:
+        """The number of one character or word of this vocabulary; None for anything else."""
+        return None if self.kind == "bytes" else self._number.get(symbol)
+
     def decode(self, numbers: Iterable[int]) -> str:
         """The text of a sequence of numbers; bytes that are no UTF-8 show as U+FFFD."""
         decoder = self.decoder()

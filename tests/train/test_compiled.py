@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-
 from tests.train.runs import numbers
 from tests.train.test_guarded_run import bad_at
+
 from throughtime.errors import ConfigError
 from throughtime.train import LMConfig, load, resume, train
 from throughtime.train.guarding import sentence
@@ -58,9 +58,7 @@ def test_a_compiled_run_is_one_graph_watched_and_guarded(
     assert resume(tmp_path / "alone", steps=7, compile=False).history[-1].step == 7
 
 
-def test_a_compiler_that_fails_is_told_in_one_line(
-    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_compiler_that_fails_is_told_in_one_line(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def backend(graph: Any, inputs: Any) -> Any:
         raise RuntimeError("no compiler here\nand much more")
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from tests.train.runs import KINDS, Stop, assert_same_run, crash_at, described, numbers, signal_at
 from tests.train.test_guarded_run import bad_at, too_long
+
 from throughtime.diagnosis import read_history
 from throughtime.errors import CheckpointError
 from throughtime.live.follow import Run as Followed
@@ -46,7 +46,9 @@ def test_the_records_are_those_of_the_runs_steps(tiny: Tiny, tmp_path: Path) -> 
     run = tmp_path / "run"
     result = train(tiny(steps=12, watch_budget=1e300, accumulate=1), run)
     found = read_history(run / "watch.jsonl")
-    assert found.ended and found.steps == 12 and found.model == "LanguageModel" and list(found.records) == result.watched
+    assert (
+        found.ended and found.steps == 12 and found.model == "LanguageModel" and list(found.records) == result.watched
+    )
     for seen, logged in zip(found.records, read_log(run / "log.jsonl"), strict=True):
         assert seen.step == logged.step
         assert seen.loss == pytest.approx(logged.loss * math.log(2), rel=1e-6)  # nats, bits
@@ -90,9 +92,7 @@ def test_a_run_that_goes_back_takes_its_history_back(tiny: Tiny, tmp_path: Path)
     assert numbers(alone) == numbers(result)
 
 
-def test_what_the_guard_runs_again_is_not_watched(
-    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_the_guard_runs_again_is_not_watched(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bad_at(monkeypatch, [4])
     result = train(tiny(steps=10, watch_budget=1e300), tmp_path / "run", on_incident=lambda i: None)
     assert len(result.incidents) == 1

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from io import StringIO
 from typing import Annotated, Any, Union
 
 import tyro
@@ -26,8 +28,9 @@ from throughtime.cli.options import (
     Watch,
 )
 from throughtime.cli.train_options import KINDS, Train, kind_in
-from throughtime.errors import NonFiniteError, ThroughtimeError
+from throughtime.errors import NonFiniteError, ProcessError, ThroughtimeError
 from throughtime.files import WriteError
+from throughtime.train.launched import is_first, left_to_first
 
 _DESCRIPTION = """Train recurrent networks, and see how far back in time their gradients reach.
 
@@ -66,15 +69,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return watch.main(words[1:])
     try:
-        options = parse(words)
+        with nullcontext() if is_first() else _silence():
+            options = parse(words)
         status = _run(options, words)
         sys.stdout.flush()
         return status
     except ThroughtimeError as error:
-        _complain(f"error: {error}")
-        return 1 if isinstance(error, NonFiniteError | WriteError) else 2
+        if not left_to_first(error):
+            _complain(f"error: {error}")
+        return 1 if isinstance(error, NonFiniteError | WriteError | ProcessError) else 2
     except KeyboardInterrupt as stop:  # TrainingStopped, or a second Ctrl-C that did not wait
-        _complain(str(stop) or "stopped")
+        if is_first():
+            _complain(str(stop) or "stopped")
         received = getattr(stop, "received", None)
         return 128 + int(received) if received is not None else 130
     except BrokenPipeError:  # the reader (head, less) has seen enough
@@ -113,6 +119,13 @@ def _run(options: Any, words: Sequence[str]) -> int:
 def _drop_output() -> None:
     """Send what is still in the buffer nowhere, or Python tries again, and complains, when it exits."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Of several processes with the same words one explains them."""
+    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        yield
 
 
 def _complain(message: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from throughtime.ecosystem.tracking import Tracking, remembered
 from throughtime.errors import ConfigError
 from throughtime.train import StepRecord, TrainResult, resume, train
 from throughtime.train.config import RunConfig
+from throughtime.train.distributed import Group
 from throughtime.train.guarding import counted, sentence
+from throughtime.train.meeting import joined
 from throughtime.train.rundir import Run
 
 _NEEDED = {
@@ -34,10 +37,27 @@ _USE = {
 
 def main(options: Any, words: Sequence[str]) -> int:
     """Train, and print where everything is."""
+    with joined() as group:
+        with group.together():
+            _check(options)
+        if options.resume is not None:
+            return _resume(options, words, group)
+        with group.together():
+            config = _described(options)
+        with _Watch(config, options.print_every, options.log_to if group.first else (), quiet=not group.first) as watch:
+            result = train(config, options.run, on_start=watch.start, on_step=watch.step, on_incident=watch.incident)
+        return _finish(watch, result)
+
+
+def _check(options: Any) -> None:
     if options.print_every < 1:
         raise ConfigError(f"print_every must be at least 1, got {options.print_every}")
-    if options.resume is not None:
-        return _resume(options, words)
+    if options.resume is not None and options.run is not None:
+        raise ConfigError("--run is for a new run and --resume continues an old one; give one of them")
+
+
+def _described(options: Any) -> RunConfig:
+    """What a new run is to be."""
     if not getattr(options, options.source):
         raise ConfigError(_NEEDED[options.kind])
     for column in ("target", "label"):
@@ -45,26 +65,19 @@ def main(options: Any, words: Sequence[str]) -> int:
             raise ConfigError(f"say which column with --{column}")
     if options.checkpoint != "last":
         raise ConfigError("--checkpoint says where to continue from and needs --resume RUN")
-    config = options.config()
-    with _Watch(config, options.print_every, options.log_to) as watch:
-        result = train(config, options.run, on_start=watch.start, on_step=watch.step, on_incident=watch.incident)
-    return _finish(watch, result)
+    config: RunConfig = options.config()
+    return config
 
 
-def _resume(options: Any, words: Sequence[str]) -> int:
+def _resume(options: Any, words: Sequence[str], group: Group) -> int:
     """Read the words again over the run's own options: what then differs is what the user asked to change."""
-    if options.run is not None:
-        raise ConfigError("--run is for a new run and --resume continues an old one; give one of them")
-    saved = Run.open(options.resume).config
-    if kind_in(words) not in (None, saved.kind):
-        raise ConfigError(f"{options.resume} is a run of the kind {saved.kind}, not {kind_in(words)}")
-    again = parse(words, like(saved))
-    config = again.config()
-    if not getattr(options, saved.source, ""):
-        config = replace(config, **{saved.source: getattr(saved, saved.source)})
+    saved = group.from_first(lambda: Run.open(options.resume).config)
+    with group.together():
+        config = _changed(options, words, saved)
     before, after = asdict(saved), asdict(config)
     changes = {name: value for name, value in after.items() if value != before[name]}
-    with _Watch(config, options.print_every, options.log_to, options.resume) as watch:
+    log_to, old = (options.log_to, options.resume) if group.first else ((), None)
+    with _Watch(config, options.print_every, log_to, old, quiet=not group.first) as watch:
         result = resume(
             options.resume, checkpoint=options.checkpoint, on_start=watch.start, on_step=watch.step,
             on_incident=watch.incident, **changes,
@@ -72,12 +85,25 @@ def _resume(options: Any, words: Sequence[str]) -> int:
     return _finish(watch, result)
 
 
+def _changed(options: Any, words: Sequence[str], saved: RunConfig) -> RunConfig:
+    """The description of a run as it is to go on."""
+    if kind_in(words) not in (None, saved.kind):
+        raise ConfigError(f"{options.resume} is a run of the kind {saved.kind}, not {kind_in(words)}")
+    config: RunConfig = parse(words, like(saved)).config()
+    if not getattr(options, saved.source, ""):
+        where: dict[str, Any] = {saved.source: getattr(saved, saved.source)}
+        config = replace(config, **where)
+    return config
+
+
 class _Watch:
     """Shows a run from its first step on; until then there is nothing to show but errors."""
 
-    def __init__(self, config: RunConfig, every: int, log_to: Sequence[str], old: Path | None = None) -> None:
+    def __init__(
+        self, config: RunConfig, every: int, log_to: Sequence[str], old: Path | None = None, quiet: bool = False
+    ) -> None:
         self.config = config
-        self.board = Board(every)
+        self.board = Board(every, StringIO() if quiet else None)  # of several processes one prints
         self._open = ExitStack()
         again = () if old is None or log_to else remembered(old)
         self._tracking = Tracking(log_to, self.board.print, again) if log_to or again else None

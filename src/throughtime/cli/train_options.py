@@ -58,7 +58,8 @@ class Train(_Where, LMConfig):
     """
 
     text: Annotated[tyro.conf.Positional[str], _TEXT] = ""
-    """The text file to learn from, or a folder: then all files in it, by name. Not needed with --resume."""
+    """The text file to learn from, or a folder: then all files in it, by name; or a saved dataset, with --column. Not
+    needed with --resume."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +77,7 @@ class TrainLabel(_Where, LabelConfig):
     """Learn to label sequences, or each of their steps, from the rows of a table."""
 
     table: Annotated[tyro.conf.Positional[str], _TABLE] = ""
-    """The CSV or Parquet file, with a header."""
+    """The CSV or Parquet file, with a header; or a directory, a dataset that Hugging Face's `datasets` saved."""
     label: str = ""
     """The column with the label."""
 

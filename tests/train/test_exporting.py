@@ -13,7 +13,18 @@ import pytest
 import torch
 
 from throughtime import cli
-from throughtime.train import ForecastConfig, LabelConfig, LMConfig, NotesConfig, Online, export, forecast, load, train
+from throughtime.train import (
+    ForecastConfig,
+    LabelConfig,
+    LMConfig,
+    NotesConfig,
+    Online,
+    TaskConfig,
+    export,
+    forecast,
+    load,
+    train,
+)
 from throughtime.train.exporting import METADATA
 
 SMALL: dict[str, Any] = {"hidden": 5, "steps": 2, "valid_every": 2, "lr": 0.02, "threads": 1}
@@ -88,6 +99,11 @@ def test_a_bidirectional_model_has_no_states(tmp_path: Path) -> None:
     x = torch.tensor([[0], [1], [0]])
     with torch.no_grad():
         torch.testing.assert_close(torch.export.load(found.path).module()(x), load(run)(x)[0], rtol=0, atol=1e-6)
+
+
+def test_a_task_whose_answer_is_a_number(tmp_path: Path) -> None:
+    run = train(TaskConfig("adding", lag=5, batch=4, cell="additive-memory", **SMALL), tmp_path / "run").path
+    assert export(run, tmp_path / "m.pt2").outputs["output"][0] == "float32"
 
 
 def test_notes(tmp_path: Path) -> None:

@@ -80,6 +80,6 @@ def test_words_and_bytes() -> None:
     assert not torch.allclose(Online(words).step("cat"), Online(words).step(0))
     data = build(LMConfig("t", symbols="bytes", hidden=5), TextSchema(Vocabulary("bytes")))
     torch.testing.assert_close(Online(data).step("a"), Online(data).step(97))
-    for wrong in ("ä", -1, 256, 1.0, [1, 2]):
+    for wrong in ("ä", -1, 256, 1.0, [1, 2], None, "ab", [[1], [2, 3]]):
         with pytest.raises(DataError, match="a step is one symbol"):
             Online(data).step(wrong)

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from throughtime.train.config import RunConfig
     from throughtime.train.data import TextData, Vocabulary, read_text
+    from throughtime.train.data.saved import save_dataset
     from throughtime.train.drifting import Drift, DriftOf, drift
     from throughtime.train.evaluation import Evaluation, evaluate
     from throughtime.train.exporting import export
-    from throughtime.train.forecasting import Forecast, forecast
+    from throughtime.train.forecasting import Forecast, PanelForecast, forecast
     from throughtime.train.histories import History, history
     from throughtime.train.kinds import ForecastConfig, LabelConfig, LMConfig, NotesConfig, TaskConfig
     from throughtime.train.loop import TrainingStopped, TrainResult, load, resume, train
@@ -32,6 +33,7 @@ _HOME = {
     "LanguageModel": "model",
     "NotesConfig": "kinds",
     "Online": "online",
+    "PanelForecast": "forecasting",
     "RunConfig": "config",
     "SequenceModel": "model",
     "StepRecord": "runlog",
@@ -49,6 +51,7 @@ _HOME = {
     "load": "loop",
     "read_text": "data",
     "resume": "loop",
+    "save_dataset": "data.saved",
     "stream": "sampling",
     "train": "loop",
 }
@@ -75,6 +78,7 @@ __all__ = [
     "LanguageModel",
     "NotesConfig",
     "Online",
+    "PanelForecast",
     "RunConfig",
     "SequenceModel",
     "StepRecord",
@@ -92,6 +96,7 @@ __all__ = [
     "load",
     "read_text",
     "resume",
+    "save_dataset",
     "stream",
     "train",
 ]

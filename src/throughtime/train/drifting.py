@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 
 from throughtime.errors import ConfigError, NonFiniteError
 from throughtime.plain import Plain
+from throughtime.train import checkpoint as checkpoints
 from throughtime.train.data.prepare import prepare
 from throughtime.train.feedback import Loop, loop_of
 from throughtime.train.loop import load_from
@@ -128,7 +129,8 @@ def drift(
     units = {**loop.units, "state": "squared deviations"}
     of = {name: _compare(unit, opened[name], closed[name], first, last) for name, unit in units.items()}
     stretches = loop.real.shape[1]
-    return Drift(str(run_dir), checkpoint, stretches, context, length, seed, tuple(first), tuple(last), of)
+    name = checkpoints.find(run.checkpoints, checkpoint).name
+    return Drift(str(run_dir), name, stretches, context, length, seed, tuple(first), tuple(last), of)
 
 
 def _follow(

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from throughtime.errors import ConfigError, DataError
 from throughtime.train import checkpoint as checkpoints
 from throughtime.train.config import RunConfig
-from throughtime.train.data import labels, notes, series
+from throughtime.train.data import labels, notes, panel, series
 from throughtime.train.data.batch import Source
 from throughtime.train.data.prepare import prepare
-from throughtime.train.data.schema import Schema, TextSchema
+from throughtime.train.data.schema import ForecastSchema, Schema, TextSchema
 from throughtime.train.data.table import read_table
 from throughtime.train.data.text import read_streams
-from throughtime.train.kinds import LMConfig
+from throughtime.train.kinds import ForecastConfig, LMConfig
 from throughtime.train.loop import load_from
 from throughtime.train.measures import measure
+from throughtime.train.model import SequenceModel
 from throughtime.train.rundir import Run
 
 _PARTS = ("valid", "test")
@@ -33,10 +34,18 @@ class Evaluation:
     """The part of the run's data, or the file."""
     measures: Mapping[str, float]
     references: Mapping[str, float]
+    series: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """The measures of each series by its name, where a table has several."""
 
     def __str__(self) -> str:
         lines = [f"{name:32} {value:.4f}" for name, value in self.measures.items()]
         lines += [f"{name:32} {value:.4f}   (to compare with)" for name, value in self.references.items()]
+        if self.series:
+            names = list(next(iter(self.series.values())))
+            lines += ["", f"{'series':20} " + " ".join(f"{name:>14.26}" for name in names)]
+            for series, found in self.series.items():
+                cells = (f"{found[name]:>{max(14, len(name[:26]))}.4f}" for name in names)
+                lines.append(f"{series:20} " + " ".join(cells))
         return "\n".join([f"{self.checkpoint} on {self.on}", *lines])
 
     def plain(self) -> dict[str, Any]:
@@ -44,6 +53,7 @@ class Evaluation:
         return {
             "checkpoint": self.checkpoint, "on": self.on, "measures": dict(self.measures),
             "references": dict(self.references),
+            **({"series": {name: dict(found) for name, found in self.series.items()}} if self.series else {}),
         }  # fmt: skip
 
 
@@ -65,14 +75,24 @@ def evaluate(
     if data is not None:
         place = str(Path(data).absolute())
         source, references = _OTHER[run.config.kind](run.config, run.schema, place, part or "test")
-        return Evaluation(name, str(data), measure(model, source), references)
+        return Evaluation(name, str(data), measure(model, source), references, _each(run, model, place, ""))
     prepared = prepare(run.config, run.schema)
     run.check_data(prepared.sha256)
     part = part or ("test" if prepared.test is not None else "valid")
     found = prepared.test if part == "test" else prepared.valid
     if found is None:
         raise ConfigError(f"{run.path} kept no part of its data for {part}; name other data with --data")
-    return Evaluation(name, part, measure(model, found), dict(prepared.references.get(part, {})))
+    references = dict(prepared.references.get(part, {}))
+    return Evaluation(name, part, measure(model, found), references, _each(run, model, "", part))
+
+
+def _each(run: Run, model: SequenceModel, place: str, part: str) -> dict[str, dict[str, float]]:
+    """What is measured of each series, where a table has several."""
+    config, schema = run.config, run.schema
+    if not isinstance(config, ForecastConfig) or not isinstance(schema, ForecastSchema) or not config.series:
+        return {}
+    found = panel.read_panel(read_table(Path(place or config.table)), config, schema)
+    return {name: measure(model, source) for name, source in panel.each(found, config, schema, part)}
 
 
 def _text(config: Any, schema: Any, place: str, part: str) -> tuple[Source, dict[str, float]]:
@@ -81,7 +101,8 @@ def _text(config: Any, schema: Any, place: str, part: str) -> tuple[Source, dict
 
 
 def _forecast(config: Any, schema: Any, place: str, part: str) -> tuple[Source, dict[str, float]]:
-    return series.whole(read_table(Path(place)), schema, config)
+    source, references = (panel if config.series else series).whole(read_table(Path(place)), schema, config)
+    return source, dict(references)
 
 
 def _label(config: Any, schema: Any, place: str, part: str) -> tuple[Source, dict[str, float]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -51,7 +52,7 @@ class TextLoop(Loop):
     units = {"entropy": "bits", "pairs": "bits"}
 
     def __init__(self, schema: TextSchema, part: Streams, train: Streams, steps: int, most: int) -> None:
-        self.real = _stretches(part.inputs.flatten(0, 1), steps, most).long()
+        self.real = _stretches([part.inputs.flatten(0, 1)], steps, most).long()
         self.V = schema.symbols
         text = train.inputs.flatten()[:MOST_PAIRS].long()
         ones = torch.bincount(text, minlength=self.V).double()
@@ -78,9 +79,7 @@ class NotesLoop(Loop):
     units = {"entropy": "bits", "notes": "notes"}
 
     def __init__(self, schema: NotesSchema, part: Sequences, steps: int, most: int) -> None:
-        long = [x[:steps] for x in part.inputs if len(x) >= steps][:most]
-        _enough(len(long), f"pieces of {steps} steps or more")
-        self.real = torch.stack(long, 1)
+        self.real = _stretches(part.inputs, steps, most)
 
     def draw(self, outputs: Tensor, generator: Generator) -> Tensor:
         return torch.bernoulli(outputs.sigmoid(), generator=generator)
@@ -96,7 +95,7 @@ class SeriesLoop(Loop):
 
     units = {"spread": "deviations of the target", "value": "deviations", "square": "squared deviations"}
 
-    def __init__(self, schema: ForecastSchema, part: Streams, steps: int, most: int) -> None:
+    def __init__(self, schema: ForecastSchema, part: Streams | Sequences, steps: int, most: int) -> None:
         if tuple(schema.inputs.columns) != (schema.target,):
             raise ConfigError(
                 f"the model reads {', '.join(schema.inputs.columns)}, and forecasts {schema.target} alone: the loop "
@@ -105,7 +104,8 @@ class SeriesLoop(Loop):
         if schema.season:
             raise ConfigError("with --season the model reads differences, and the loop is not closed over them")
         self.schema = schema
-        self.real = _stretches(part.inputs.flatten(0, 1), steps, most)
+        pieces = part.inputs if isinstance(part, Sequences) else [part.inputs.flatten(0, 1)]
+        self.real = _stretches(pieces, steps, most)
         self.mean, self.deviation = schema.inputs.mean[0], schema.inputs.deviation[0]
 
     def _next(self, outputs: Tensor) -> Any:
@@ -132,7 +132,7 @@ def loop_of(schema: Schema, data: Prepared, part: Source, steps: int, most: int)
         return TextLoop(schema, part, data.train, steps, most)
     if isinstance(schema, NotesSchema) and isinstance(part, Sequences):
         return NotesLoop(schema, part, steps, most)
-    if isinstance(schema, ForecastSchema) and isinstance(part, Streams):
+    if isinstance(schema, ForecastSchema) and isinstance(part, Streams | Sequences):
         return SeriesLoop(schema, part, steps, most)
     raise ConfigError(f"a run of the kind {schema.kind!r} does not predict its own inputs: there is no loop to close")
 
@@ -149,9 +149,9 @@ def _enough(count: int, what: str) -> None:
         )
 
 
-def _stretches(numbers: Tensor, steps: int, most: int) -> Tensor:
-    """[steps, S, ...]: stretches that do not overlap, spread over all of the numbers."""
-    count = min(most, len(numbers) // steps)
-    _enough(count, f"stretches of {steps} steps")
-    begins = torch.linspace(0, len(numbers) - steps, count).long().tolist()
-    return torch.stack([numbers[b : b + steps] for b in begins], 1)
+def _stretches(pieces: Sequence[Tensor], steps: int, most: int) -> Tensor:
+    """[steps, S, ...]: stretches that do not overlap, spread over all of the pieces."""
+    begins = [(n, k * steps) for n, piece in enumerate(pieces) for k in range(len(piece) // steps)]
+    _enough(len(begins), f"stretches of {steps} steps")
+    chosen = torch.linspace(0, len(begins) - 1, min(most, len(begins))).long().tolist()
+    return torch.stack([pieces[n][b : b + steps] for n, b in (begins[i] for i in chosen)], 1)

@@ -24,6 +24,8 @@ class LMConfig(RunConfig):
     """What the model reads and predicts: the characters of UTF-8 text, its words, or the bytes of any file."""
     words: int = 20000
     """With --symbols words: so many are known, the commonest; all others are one symbol, <unk>."""
+    column: str = ""
+    """Where the text is a dataset that Hugging Face's `datasets` saved: the column with the text."""
     embedding: int = 64
     """Size of the vector that stands for a symbol."""
 
@@ -44,6 +46,8 @@ class ForecastConfig(RunConfig):
     """How many steps ahead."""
     inputs: str = ""
     """The columns to learn from, with commas between; without it, all columns of numbers."""
+    series: str = ""
+    """Where one table has several series: the column that says which one a row belongs to. Each goes on by itself."""
     season: int = 0
     """Steps of a season: forecast is then the deviation from the value last seen at that place of the season (1: from
     the last value); 0 forecasts the value itself."""
@@ -54,7 +58,7 @@ class ForecastConfig(RunConfig):
     window: int = 24
     """Steps of truncated BPTT: the state is carried on from window to window, the gradient is cut."""
     batch: int = 2
-    """Pieces that the series is cut into, to be read side by side."""
+    """Pieces that the series is cut into, to be read side by side; with --series, series that are."""
     valid_fraction: float = 0.2
     """Part of the series, towards its end, that is kept for validation; 0 for no validation."""
 
@@ -68,7 +72,7 @@ class LabelConfig(RunConfig):
     least: ClassVar[Mapping[str, int]] = {**RunConfig.least, "window": 0}
 
     table: str = field(kw_only=False)
-    """The CSV or Parquet file, with a header."""
+    """The CSV or Parquet file, with a header; or a directory, a dataset that Hugging Face's `datasets` saved."""
     label: str = field(kw_only=False)
     """The column with the label."""
     per: Literal["sequence", "step"] = "sequence"

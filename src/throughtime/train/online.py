@@ -62,27 +62,23 @@ class Online:
             return None
         if self._stepper is not None:
             return self._said(self._stepper(given))
-        device = self.model.output.weight.device
+        x_t = torch.tensor([[given]]) if isinstance(given, int) else given.view(1, 1, -1)
         with torch.no_grad():
-            outputs, self._state = self.model(
-                torch.as_tensor(given).view(1, 1, *(() if isinstance(given, int) else (-1,))).to(device), self._state
-            )
+            outputs, self._state = self.model(x_t.to(self.model.output.weight.device), self._state)
         return self._said(outputs[-1, 0].cpu())
 
     def _number(self, x: Any) -> int:
         """The number of a symbol."""
         schema = self.model.schema
         assert isinstance(schema, TextSchema | LabelSchema) and schema.vocabulary is not None
-        if isinstance(x, str):
-            number = schema.vocabulary.number(x)
-            numbers = schema.vocabulary.encode(x) if number is None else torch.tensor([number])
-        elif type(x) is int:
-            number, numbers = x, None
-        else:
-            number, numbers = None, torch.as_tensor(x).reshape(-1)
-        if numbers is not None and number is None and len(numbers) == 1 and not numbers.is_floating_point():
-            number = int(numbers[0])
-        if number is None or not 0 <= number < schema.symbols:
+        number = schema.vocabulary.number(x) if isinstance(x, str) else x if type(x) is int else None
+        if number is None:
+            try:
+                numbers = schema.vocabulary.encode(x) if isinstance(x, str) else torch.as_tensor(x).reshape(-1)
+            except (TypeError, ValueError, RuntimeError):
+                numbers = torch.empty(0)
+            number = int(numbers[0]) if len(numbers) == 1 and not numbers.is_floating_point() else -1
+        if not 0 <= number < schema.symbols:
             raise DataError(f"a step is one symbol, or a number from 0 to {schema.symbols - 1}; came {x!r}")
         return number
 

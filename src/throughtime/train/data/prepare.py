@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from throughtime.train.data import generated, labels, notes, series
+from throughtime.train.data import generated, labels, notes, panel, series
 from throughtime.train.data.prepared import Prepared
-from throughtime.train.data.schema import Schema, TextSchema
+from throughtime.train.data.schema import ForecastSchema, Schema, TextSchema
 from throughtime.train.data.text import read_text
-from throughtime.train.kinds import LMConfig, RunConfig
+from throughtime.train.kinds import ForecastConfig, LMConfig, RunConfig
 
 
 def prepare(config: RunConfig, schema: Schema | None = None) -> Prepared:
@@ -25,9 +25,13 @@ def _text(config: LMConfig, schema: TextSchema | None) -> Prepared:
     return Prepared(TextSchema(text.vocabulary), text.train, text.valid, text.test, text.sha256)
 
 
+def _forecast(config: ForecastConfig, schema: ForecastSchema | None) -> Prepared:
+    return panel.prepare(config, schema) if config.series else series.prepare(config, schema)
+
+
 _OF_KIND: dict[str, Callable[[Any, Any], Prepared]] = {
     "text": _text,
-    "forecast": series.prepare,
+    "forecast": _forecast,
     "label": labels.prepare,
     "notes": notes.prepare,
     "task": generated.prepare,

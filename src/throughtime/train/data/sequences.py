@@ -17,6 +17,7 @@ class Sequences:
 
     inputs: N tensors [T_n] or [T_n, D]. targets: N tensors [T_n, ...], or with `at_end` [1, ...]: one for the whole.
     window: steps of truncated BPTT, the states of the sequences that go on being carried; 0 for whole sequences.
+    scored: N tensors [T_n], True where a target counts; without them all do.
     seed:   of the order, which is drawn anew for each pass; None leaves it as it is, from short to long.
 
     A batch holds its sequences from long to short, so that those that go on are its first ones.
@@ -31,8 +32,9 @@ class Sequences:
         *,
         seed: int | None = None,
         at_end: bool = False,
+        scored: Sequence[Tensor] | None = None,
     ) -> None:
-        self.inputs, self.targets, self.at_end = inputs, targets, at_end
+        self.inputs, self.targets, self.at_end, self.scored = inputs, targets, at_end, scored
         self.lengths = torch.tensor([len(x) for x in inputs])
         self.size, self.window, self.seed = batch, window, seed
         self._ends = [0]  # of the passes, as positions
@@ -81,6 +83,8 @@ class Sequences:
         else:
             targets = pad_sequence([self.targets[n][begin : begin + T] for n in numbers])
             scored = torch.arange(len(inputs)).unsqueeze(1) < lengths
+            if self.scored is not None:
+                scored &= pad_sequence([self.scored[n][begin : begin + T] for n in numbers])
         return Batch(
             inputs,
             targets,

@@ -31,11 +31,15 @@ class Series:
 
     @classmethod
     def of(cls, table: Table, target: str, columns: list[str], season: int) -> Series:
-        """With a season s, the target's own feature is y_t - y_{t-s}, from step s on."""
-        values = table.numbers(columns)
+        """The series that a table is; see `of_values`."""
+        return cls.of_values(str(table.path), table.numbers(columns), target, columns, season)
+
+    @classmethod
+    def of_values(cls, where: str, values: Tensor, target: str, columns: list[str], season: int) -> Series:
+        """With a season s, the target's own feature is y_t - y_{t-s}, from step s on; values: [N, D], of `columns`."""
         y = values[:, columns.index(target)].clone()
         if len(y) <= season:
-            raise DataError(f"{table.path} has {len(y)} rows, no more than a season of {season}; give a longer series")
+            raise DataError(f"{where} has {len(y)} rows, no more than a season of {season}; give a longer series")
         features = values[season:].clone()
         if season:
             features[:, columns.index(target)] = y[season:] - y[:-season]
@@ -138,11 +142,19 @@ def _streams(
     series: Series, schema: ForecastSchema, first: int, end: int, batch: int, window: int, scored_from: int = 0
 ) -> Streams:
     """Streams of the origins from `first` on whose steps ahead all lie before `end`."""
+    inputs, targets, counts = origins_of(series, schema, first, end, scored_from)
+    return Streams(inputs, targets, batch, window, counts if scored_from > first else None, tail=batch == 1)
+
+
+def origins_of(
+    series: Series, schema: ForecastSchema, first: int, end: int, scored_from: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Inputs [n, D] and targets [n, horizon], normalised, of the origins from `first` on whose steps ahead all lie
+    before `end`, and which of them [n] count: those from `scored_from` on."""
     origins, h = torch.arange(first, end - schema.horizon), schema.horizon
     inputs = schema.inputs(series.features[origins - series.first])
     deviation = ahead(series.y, origins, h) - series.base(origins, h)
     targets = (deviation - torch.tensor(schema.offset, dtype=torch.float64)) / torch.tensor(
         schema.factor, dtype=torch.float64
     )
-    scored = origins >= scored_from if scored_from > first else None
-    return Streams(inputs, targets.float(), batch, window, scored, tail=batch == 1)
+    return inputs, targets.float(), origins >= scored_from

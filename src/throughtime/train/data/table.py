@@ -6,26 +6,30 @@ import csv
 import hashlib
 import io
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from throughtime.errors import DataError
-from throughtime.train.data.reading import decode_chunks, read_whole
+from throughtime.train.data.reading import decode_chunks, is_saved, read_whole
 
 _SEPARATORS = ",;\t|"
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table: its columns by name, as they stand in the file, and its fingerprint."""
+    """A table: its columns by name, as they stand in the file, and its fingerprint.
+
+    parts: the rows that are for training, validation ("valid") and test, where the table itself says so.
+    """
 
     path: Path
     columns: dict[str, list[str]]
     sha256: str
+    parts: Mapping[str, range] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))
@@ -69,11 +73,17 @@ class Table:
         return [name for name in self.numeric() if name not in leave_out]
 
 
-def read_table(path: Path) -> Table:
+def read_table(path: Path, splits: bool = False) -> Table:
     """Read a CSV file with a header; of , ; tab and | the one that is commonest in the header separates.
 
-    A name that ends in .parquet is read as such. Raises `DataError` for what is no such file, naming the line.
+    A name that ends in .parquet is read as such, and a directory as a dataset that Hugging Face's `datasets` saved;
+    one with several splits only where `splits` are wanted. Raises `DataError` for what is no such file, naming the
+    line.
     """
+    if is_saved(path):
+        from throughtime.train.data.saved import read_saved
+
+        return read_saved(path, splits)
     if path.suffix == ".parquet":
         from throughtime.train.data.parquet import read_parquet
 

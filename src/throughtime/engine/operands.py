@@ -143,11 +143,16 @@ def _check(
         raise ShapeError(f"x is {x.dtype}, the weights are {weight_ih.dtype}; convert one, or use torch.autocast")
     if lengths is not None and (lengths.dtype not in (torch.int64, torch.int32) or lengths.shape != (B,)):
         raise ShapeError(f"lengths must be [{B}] whole numbers (int64); came {list(lengths.shape)} {lengths.dtype}")
-    # The values of lengths are data: looking at them would break a compiled graph.
-    if lengths is not None and not torch.compiler.is_compiling():
+    # The values of lengths are data: looking at them would break a compiled graph, and the capture of a CUDA graph.
+    if lengths is not None and not torch.compiler.is_compiling() and not capturing(lengths):
         low, high = int(lengths.min()), int(lengths.max())
         if low < 1 or high > T:
             raise ShapeError(f"lengths must lie in 1..{T}, the number of steps of x; came {low}..{high}")
+
+
+def capturing(v: Tensor) -> bool:
+    """Whether what is done to a tensor is being recorded into a CUDA graph, where nobody may look at a number."""
+    return v.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _elsewhere(name: str, v: Tensor, device: torch.device) -> ShapeError:

@@ -11,6 +11,7 @@ from throughtime.engine import triton as backend
 from throughtime.engine.triton import call, kernel, schedule
 
 from .problems import given, in_low
+from .test_map import made_ready
 
 TYPES = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16",
          torch.int32: "i32", torch.int64: "i64"}  # fmt: skip
@@ -88,3 +89,32 @@ def test_they_compile_for_a_gpu(name, low, options, modes, capability, monkeypat
         assert bool(re.search(r"atom\.(global\.)?(acq_rel\.gpu|gpu.*acq_rel)", ptx)) == (s.mode == "together")
         assert made.metadata.launch_cooperative_grid == (s.mode == "together")
         assert "cp.async" not in ptx  # nothing that another program writes is read ahead of the barrier
+
+
+@pytest.mark.parametrize(
+    "name, dtype, H, mode, capability",
+    [
+        ("lstm", torch.float64, 40, "alone", 90),
+        ("gru", torch.float32, 33, "alone", 80),
+        ("gru-reset-before", torch.float64, 40, "stepwise", 80),
+    ],
+)
+def test_the_map_compiles_for_a_gpu(name, dtype, H, mode, capability, monkeypatch):
+    found = []
+
+    def note(text, grid, arguments, constants, warps, stages, cooperative=False):
+        options = {"num_warps": warps, "num_stages": stages}
+        found.append((text, dict(arguments), dict(constants), options))
+
+    p = given(name, 2, 3, 4, H, lengths=True)
+    made = kernel.constants_of
+    monkeypatch.setattr(kernel, "launch", note)
+    monkeypatch.setattr(kernel, "constants_of", lambda low, full, _, **sizes: made(low, full, False, **sizes))
+    monkeypatch.setattr(schedule, "on_chip", lambda device: schedule.ON_CHIP if mode == "alone" else 0)
+    made_ready(p, dtype)[0].send_back([1, 0], p.d_sequences, want_values=True)
+    first = {launch[0].name: launch for launch in found}
+    assert list(first) == (["map"] if mode == "alone" else ["map_0", "map_1"])
+    for launch in first.values():
+        compiled = assemble(monkeypatch, launch, capability)
+        assert compiled.asm["cubin"] and compiled.metadata.shared <= 163 * 1024
+        assert not compiled.metadata.launch_cooperative_grid  # no row waits for another

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from throughtime import cells
+from throughtime import cells, nn
 from throughtime.engine import torch_backend
 from throughtime.engine.backends import choose as choose_backend
 from throughtime.engine.triton import kernel, schedule, support
@@ -237,3 +237,32 @@ def test_spent_memory_names_the_way_out(monkeypatch):
     monkeypatch.setattr(kernel, "launch", nothing_left)
     with pytest.raises(BackendError, match=r'no memory left for 3 steps of 4 sequences .*2 GiB.*backend="cpu"'):
         given("lstm", 3, 4, 3, 8).results(backend)
+
+
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16], ids=str)
+def test_net_inputs_are_not_rounded_to_16_bits(low, monkeypatch):
+    found, run = [], kernel.launch
+
+    def note(text, grid, arguments, *rest, **how):
+        found.append(arguments.get("x"))
+        run(text, grid, arguments, *rest, **how)
+
+    monkeypatch.setattr(kernel, "launch", note)
+    p = in_low(given("lstm", 2, 3, 7, 8, dtype=torch.float32), low)
+    sequences, _, _ = backend.forward(
+        p.tape, p.x, p.W, p.U, p.b, p.units, p.matrices, p.states, p.lengths, False, False
+    )
+    assert found[0].dtype == sequences[0].dtype == torch.float32
+    torch.testing.assert_close(found[0], p.x.float() @ p.W.float().mT)
+
+
+def test_the_results_in_bfloat16_are_as_near_as_torch_s_own():
+    # The truth is float64 with the same rounded weights; torch's LSTM adds its net inputs up in float32 too.
+    ours = nn.LSTM(24, 24, backend="triton", dtype=torch.bfloat16, device=DEVICE)
+    theirs, truth = (torch.nn.LSTM(24, 24, dtype=d) for d in (torch.bfloat16, torch.float64))
+    for layer in (theirs, truth):
+        layer.load_state_dict({n: v.cpu() for n, v in ours.state_dict().items()})
+    x = torch.randn(8, 16, 24, dtype=torch.bfloat16)
+    wanted = truth(x.double())[0].detach()
+    errors = [float((y.detach().cpu().double() - wanted).abs().max()) for y in (ours(x.to(DEVICE))[0], theirs(x)[0])]
+    assert errors[0] < 1.2 * errors[1]

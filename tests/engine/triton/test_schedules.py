@@ -93,6 +93,13 @@ def test_units_and_outputs_of_two_widths():
     assert isinstance(s, Schedule) and s.tiles * s.P >= 256 and s.tiles * s.H >= 1024
 
 
+def test_long_float32_products_are_cut():
+    one = by_rule(H=128, weights=1, size=4)
+    assert (one.mode, one.tiles, one.depth, one.held) == ("together", 1, schedule.PLAIN, True)
+    assert by_rule(H=64, weights=1, size=4).mode == by_rule(H=128, weights=1, size=2).mode == "alone"
+    assert_same_as_torch(given("rnn", 3, 17, 3, 70, lengths=True, dtype=torch.float32), 1e-5)  # 128: two parts
+
+
 def test_the_rule_does_not_look_at_the_batch_alone():
     assert {by_rule(B=B, H=64).mode for B in (1, 64, 4096)} == {"alone"}
     assert {by_rule(B=B, H=768).mode for B in (1, 64, 4096)} == {"together"}

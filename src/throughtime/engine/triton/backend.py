@@ -12,6 +12,7 @@ from torch import Tensor
 from throughtime.engine.tape import Tape
 from throughtime.engine.triton.backward_text import backward_texts, factors
 from throughtime.engine.triton.call import (
+    Precision,
     backward_analysis,
     form_of,
     forward_analysis,
@@ -74,7 +75,7 @@ def _forward(tape, x, W, U, b, units, matrices, states, lengths, reverse, save):
     else:
         texts = forward_texts(form, analysis)
     given = _weights(U, b, units, matrices, lengths)
-    given |= {"x": F.linear(x, W), "kept": kept, **tables(texts, analysis, sizes, p, x)}
+    given |= {"x": _input_products(x, W, p), "kept": kept, **tables(texts, analysis, sizes, p, x)}
     given |= {f"sequence{j}": v for j, v in enumerate(sequences)}
     first = [v.contiguous() for v in states]
     if s.mode == "stepwise":
@@ -202,6 +203,15 @@ def _recurrent_gradient(tape, dz, U, first, sequence, lengths, reverse, sizes):
     if T > 1:
         out = out + torch.matmul(now.reshape(-1, rec.shape[-1]).mT, behind.reshape(-1, behind.shape[-1]))
     return out
+
+
+def _input_products(x: Tensor, W: Tensor, p: Precision) -> Tensor:
+    """x W^T for all steps [T, B, G * H], not rounded to the 16 bits of its factors: a net input adds up three parts."""
+    if p.low.itemsize > 2:
+        return F.linear(x, W)
+    if not x.is_cuda:  # the interpreter's torch has no such product in main memory
+        return F.linear(x.to(p.full), W.to(p.full))
+    return torch.mm(x.reshape(-1, x.shape[-1]), W.mT, out_dtype=p.full).view(*x.shape[:-1], W.shape[0])
 
 
 def _weights(U, b, units, matrices, lengths) -> dict[str, Any]:

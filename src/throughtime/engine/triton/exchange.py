@@ -44,16 +44,18 @@ class Exchange(Products):
                 self.store(self.at(table, "(r + (step % 2) * B64)", w), value, f"k{w}")
 
     def barrier(self) -> None:
-        """All programs of the same rows meet: what each wrote before, all can read after."""
+        """All programs of the same rows meet: what each wrote before, all can read after. One alone waits for its own
+        threads."""
         if self.form.mode != "together":
             return
         self.put(
             "met = met + TILES",
             "tl.debug_barrier()",
-            "tl.atomic_add(arrivals + pm * 32, 1, sem='acq_rel', scope='gpu')",
-            "while tl.atomic_add(arrivals + pm * 32, 0, sem='acquire', scope='gpu') < met:",
-            "    pass",
-            "tl.debug_barrier()",
+            "if TILES > 1:",
+            "    tl.atomic_add(arrivals + pm * 32, 1, sem='acq_rel', scope='gpu')",
+            "    while tl.atomic_add(arrivals + pm * 32, 0, sem='acquire', scope='gpu') < met:",
+            "        pass",
+            "    tl.debug_barrier()",
         )
 
     def crossing(self, stage: int) -> list[int]:

@@ -6,7 +6,8 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import linecache
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -112,8 +113,27 @@ def interpret(text: Text, grid: Sequence[int], values: Sequence[Any], fixed: Map
     numbers = [v if isinstance(v, Tensor) else _scalar(v) for v in values]
     annotated = dict.fromkeys(CONSTANTS, "constexpr")
     function.__annotations__.update(annotated)
-    with np.errstate(all="ignore"):  # a GPU divides by zero without a word, as in the units beyond the last
+    with np.errstate(all="ignore"), _to_nearest():  # a GPU divides by zero without a word, as beyond the last unit
         GridExecutor(function, [*text.params, *CONSTANTS], tuple(grid))(*numbers, **fixed)
+
+
+@contextmanager
+def _to_nearest() -> Iterator[None]:
+    """Numbers become bfloat16 by rounding to the nearest, as on a GPU; the interpreter by itself cuts them off."""
+    from triton.runtime import interpreter
+
+    cut = interpreter._convert_float
+
+    def convert(data, source, target, mode):
+        if (str(source), str(target)) != ("fp32", "bf16"):
+            return cut(data, source, target, mode)
+        return torch.from_numpy(data.copy()).to(torch.bfloat16).view(torch.uint16).numpy()
+
+    interpreter._convert_float = convert
+    try:
+        yield
+    finally:
+        interpreter._convert_float = cut
 
 
 @lru_cache(maxsize=4096)

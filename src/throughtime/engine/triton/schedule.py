@@ -14,6 +14,8 @@ BESIDE = 32 * 1024
 # No program has fewer rows or units than a tile of the tensor cores.
 LEAST = 16
 MOST_ROWS = 64
+# Terms of a float32 product at a time: it has no tensor cores, and what a thread multiplies stands in its registers.
+PLAIN = 64
 # Numbers in a tile of a map whose products torch has done.
 TILE = 1024
 # The tile of a scan.
@@ -71,7 +73,8 @@ def choose(
 
     1. States that are carried on linearly, each by itself, are scanned over chunks of time.
     2. Without exchange each program has some units and waits for nobody: "alone".
-    3. Where all weights fit into one program's registers (ON_CHIP), it has all units: "alone".
+    3. Where all weights fit into one program's registers (ON_CHIP), it has all units: "alone". In float32 a product of
+       more than PLAIN terms is cut, for which the program writes its states out: "together", with nobody.
     4. Else units are shared by the fewest programs that can hold the weights, if all programs can be on the device at
        once, which a cooperative launch guarantees: "together". Weights that no such number of programs can hold are
        read anew at each step.
@@ -98,6 +101,8 @@ def _choose(
     if total <= chip:
         while rows < MOST_ROWS and _parts(B, rows) > room:
             rows *= 2
+        if size == 4 and max(whole_H, whole_P) > PLAIN:
+            return Schedule("together", rows, whole_H, whole_P, PLAIN, 1, _parts(B, rows), True, 8)
         return Schedule(
             "alone", rows, whole_H, whole_P, LEAST, 1, _parts(B, rows), True, 8 if total >= ON_CHIP // 2 else 4
         )
@@ -107,7 +112,7 @@ def _choose(
     at_once = max(1, room // tiles)
     while rows < MOST_ROWS and _parts(B, rows) > at_once:
         rows *= 2
-    depth = min(256 if held else 64, max(whole_H, whole_P))
+    depth = min(128 if held else 64, max(whole_H, whole_P))
     mode = "together" if meets and tiles <= room else "stepwise"
     batch = min(_parts(B, rows), at_once) if mode == "together" else _parts(B, rows)
     split = 8 if mode == "together" and min(tile, least) < 64 and depth >= 8 * LEAST else 1

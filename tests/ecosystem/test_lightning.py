@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import throughtime as tt
+from tests.ecosystem.snippets import under
 from throughtime import cures
 from throughtime.errors import ConfigError, GuardStopped
 
@@ -246,3 +247,9 @@ def test_both_names_of_the_package_are_served(monkeypatch):
     assert issubclass(both, lightning.Callback) and issubclass(both, old_name.Callback) and both is tt.lightning.Guard
     monkeypatch.delitem(sys.modules, "lightning.pytorch")
     assert not issubclass(tt.lightning.Guard, lightning.Callback)
+
+
+def test_the_page_is_true(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    exec(under("Lightning"), {"module": Module(), "data": batches()})
+    assert "Watch of Module: 12 training steps" in capsys.readouterr().out and (tmp_path / "watch.jsonl").exists()

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import throughtime as tt
+from tests.ecosystem.snippets import under
 from throughtime import cures
 from throughtime.errors import ConfigError, GuardStopped, NonFiniteError
 
@@ -165,3 +166,10 @@ def test_without_the_package_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ConfigError, match=r"not installed: pip install throughtime\[transformers\]"):
         _ = tt.transformers.Watch
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator")
+def test_the_page_is_true(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    exec(under("Hugging Face Trainer"), {"model": Model(), "data": samples()})
+    assert "Watch of Model: 6 training steps" in capsys.readouterr().out and (tmp_path / "watch.jsonl").exists()

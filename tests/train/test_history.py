@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.ecosystem.snippets import under
 from torch import nn
 
 import throughtime as tt
@@ -108,6 +109,13 @@ def test_a_line_cut_short_is_left_out(tmp_path):
     whole = (tmp_path / "guard.jsonl").read_bytes()
     (tmp_path / "guard.jsonl").write_bytes(whole + whole.splitlines()[1][:30])
     assert len(history(tmp_path / "guard.jsonl")) == 1
+
+
+def test_the_page_is_true(result, tmp_path, monkeypatch):
+    pytest.importorskip("pandas", reason="an optional extra")
+    monkeypatch.chdir(tmp_path)
+    exec(under("pandas"), {"run": result.path})
+    assert len((tmp_path / "steps.csv").read_text().splitlines()) == 13
 
 
 def test_what_has_no_history(tmp_path, result):

@@ -23,24 +23,25 @@ from throughtime.train.kinds import LabelConfig
 
 def prepare(config: LabelConfig, schema: LabelSchema | None) -> Prepared:
     """The data of a run. Sequences are split at random (by the seed), one long series is split in time."""
-    table = read_table(Path(config.table))
+    table = read_table(Path(config.table), splits=bool(config.characters or config.sequence))
     labels = _labels(table, config)
     if config.characters:
         texts = _texts(table, config.characters)
         known = schema.vocabulary if schema else Vocabulary("characters", "".join(sorted(set("".join(texts)))))
         names = schema.labels if schema else _names(table, config, labels)
         schema = LabelSchema(known, None, names, True)
-        return _split(config, table, schema, *_encoded(table, schema, texts, labels))
+        return _split(config, table, schema, list(range(len(texts))), *_encoded(table, schema, texts, labels))
     columns = _columns(table, config)
     values, groups = table.numbers(columns), _groups(table, config)
     names = schema.labels if schema else _names(table, config, labels)
     if not config.sequence:
         return _series(config, table, schema, columns, values, names, labels)
-    members = _members(config, len(groups))
+    firsts = [int(rows[0]) for rows in groups]
+    members = _members(config, table, firsts)
     if schema is None:
         rows = torch.cat([groups[n] for n in members["train"].tolist()])
         schema = LabelSchema(None, Scaling.fit(columns, values[rows]), names, config.per == "sequence")
-    return _split(config, table, schema, *_grouped(table, config, schema, values, groups, labels))
+    return _split(config, table, schema, firsts, *_grouped(table, config, schema, values, groups, labels))
 
 
 def whole(table: Table, schema: LabelSchema, config: LabelConfig) -> Source:
@@ -94,9 +95,11 @@ def _groups(table: Table, config: LabelConfig) -> list[Tensor]:
     """The rows of each sequence, in their order; sequences in the order of their first rows."""
     if not config.sequence:
         return []
-    rows: dict[str, list[int]] = {}
-    for row, name in enumerate(table.text(config.sequence)):
-        rows.setdefault(name.strip(), []).append(row)
+    rows: dict[tuple[str, str], list[int]] = {}
+    parts = table.parts or {"": range(len(table))}
+    for part, within in parts.items():  # a name that comes again in another part is another sequence
+        for row in within:
+            rows.setdefault((part, table.text(config.sequence)[row].strip()), []).append(row)
     return [torch.tensor(members) for members in rows.values()]
 
 
@@ -134,21 +137,30 @@ def _grouped(
     return [scaled[rows] for rows in groups], targets
 
 
-def _members(config: LabelConfig, count: int) -> dict[str, Tensor]:
-    """Which sequences are in which part, drawn by the seed."""
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(config.seed))
-    test = count - round(count * config.test_fraction)
-    split = test - round(count * config.valid_fraction)
-    return {"train": order[:split], "valid": order[split:test], "test": order[test:]}
+def _members(config: LabelConfig, table: Table, firsts: Sequence[int]) -> dict[str, Tensor]:
+    """Which sequences, by their first rows, are in which part: those of the table itself, the others by the seed."""
+    own = {part: [n for n, row in enumerate(firsts) if row in rows] for part, rows in table.parts.items()}
+    free = torch.tensor(own["train"] if own else range(len(firsts)), dtype=torch.long)
+    count = len(free)
+    order = free[torch.randperm(count, generator=torch.Generator().manual_seed(config.seed))]
+    test = count - ("test" not in own) * round(count * config.test_fraction)
+    split = test - ("valid" not in own) * round(count * config.valid_fraction)
+    drawn = {"train": order[:split], "valid": order[split:test], "test": order[test:]}
+    return {**drawn, **{part: torch.tensor(members) for part, members in own.items() if part != "train"}}
 
 
 def _split(
-    config: LabelConfig, table: Table, schema: LabelSchema, inputs: list[Tensor], targets: list[Tensor]
+    config: LabelConfig,
+    table: Table,
+    schema: LabelSchema,
+    firsts: Sequence[int],
+    inputs: list[Tensor],
+    targets: list[Tensor],
 ) -> Prepared:
-    members = _members(config, len(inputs))
+    members = _members(config, table, firsts)
     wanted = {"train": 1.0, "valid": config.valid_fraction, "test": config.test_fraction}
     sources: dict[str, Sequences] = {}
-    for part in (name for name, fraction in wanted.items() if fraction):
+    for part in (name for name, fraction in wanted.items() if fraction or name in table.parts):
         if not len(members[part]):
             raise DataError(
                 f"{table.path} has {len(inputs)} sequences, which leaves none for the part {part!r}; give more, or "

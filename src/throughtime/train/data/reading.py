@@ -32,6 +32,14 @@ def files_at(path: Path, what: str = "text") -> list[Path]:
     return [path]
 
 
+def is_saved(path: Path) -> bool:
+    """Whether a directory holds a dataset that Hugging Face's `datasets` saved, or several by their splits."""
+    if not os.path.isdir(path):
+        return False
+    one = all((path / name).is_file() for name in ("state.json", "dataset_info.json"))
+    return one or (path / "dataset_dict.json").is_file()
+
+
 def read_chunks(path: Path, size: int | None = None) -> Iterator[bytes]:
     """The content of a file, in pieces of `CHUNK` (or `size`) bytes; raises `DataError` if it cannot be read."""
     try:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from throughtime.errors import DataError
 from throughtime.train.data.numbers import LARGE, NumberWriter, map_bytes
-from throughtime.train.data.reading import decode_chunks, files_at, read_chunks
+from throughtime.train.data.reading import decode_chunks, files_at, is_saved, read_chunks
+from throughtime.train.data.saved import TextColumn
 from throughtime.train.data.streams import Streams
 from throughtime.train.data.vocabulary import UNKNOWN, Vocabulary, words_of
 from throughtime.train.kinds import LMConfig
@@ -61,7 +62,7 @@ def read_streams(config: LMConfig, vocabulary: Vocabulary) -> Streams:
 
 
 def _numbers(path: Path, config: LMConfig, vocabulary: Vocabulary | None) -> tuple[Vocabulary, Tensor, str]:
-    files = files_at(path)
+    files = _sources(path, config)
     if config.symbols == "bytes":
         return _bytes(path, files, vocabulary or Vocabulary("bytes"))
     coder: _Characters | _Words = _Characters() if config.symbols == "characters" else _Words(config.words)
@@ -77,13 +78,23 @@ def _numbers(path: Path, config: LMConfig, vocabulary: Vocabulary | None) -> tup
     return vocabulary, writer.tensor(), sha256.hexdigest()
 
 
-def _bytes(path: Path, files: list[Path], vocabulary: Vocabulary) -> tuple[Vocabulary, Tensor, str]:
+def _sources(path: Path, config: LMConfig) -> list[Path | TextColumn]:
+    if config.column and not is_saved(path):
+        raise DataError(f"{path} is no saved dataset, and --column names a column of one; leave it out")
+    return [TextColumn(path, config.column)] if is_saved(path) else list(files_at(path))
+
+
+def _chunks(source: Path | TextColumn) -> Iterator[bytes]:
+    return source.chunks() if isinstance(source, TextColumn) else read_chunks(source)
+
+
+def _bytes(path: Path, files: list[Path | TextColumn], vocabulary: Vocabulary) -> tuple[Vocabulary, Tensor, str]:
     sha256, size = hashlib.sha256(), 0
     for chunk in _raw(files):
         sha256.update(chunk)
         size += len(chunk)
     _not_empty(path, size)
-    if len(files) == 1 and size > LARGE:
+    if len(files) == 1 and size > LARGE and isinstance(files[0], Path):
         return vocabulary, map_bytes(files[0], size), sha256.hexdigest()
     writer = NumberWriter(256, size)
     for chunk in _raw(files):
@@ -96,19 +107,20 @@ def _not_empty(path: Path, size: int) -> None:
         raise DataError(f"{path} is empty; there is nothing to learn from")
 
 
-def _raw(files: list[Path]) -> Iterator[bytes]:
+def _raw(files: list[Path | TextColumn]) -> Iterator[bytes]:
     for number, file in enumerate(files):
         if number:
             yield b"\n"
-        yield from read_chunks(file)
+        yield from _chunks(file)
 
 
-def _texts(files: list[Path], sha256: hashlib._Hash | None = None) -> Iterator[str]:
+def _texts(files: list[Path | TextColumn], sha256: hashlib._Hash | None = None) -> Iterator[str]:
     """The text of the files, in pieces that end behind a space or a line, so that no word is cut in two."""
     left = ""
     for number, file in enumerate(files):
         left += "\n" if number else ""
-        for text in decode_chunks(file, _watched(read_chunks(file), sha256), _WAY_OUT):
+        where = file.path if isinstance(file, TextColumn) else file
+        for text in decode_chunks(where, _watched(_chunks(file), sha256), _WAY_OUT):
             text = left + text
             end = max(text.rfind(" "), text.rfind("\n")) + 1 or len(text)
             left = text[end:]

@@ -17,6 +17,7 @@ ROWS = 4096  # targets that are looked at, at most
 NEAR = 8  # near lags that are taken, at most
 MOST, FAR = 256, 16  # columns that the near inputs are made to, and the far ones: fewer, so that less is chance
 WAVES = 48  # frequencies of the near inputs together
+PAIRS = 96  # most frequent pairs of neighbouring symbols, of all that there are
 
 
 def added(data: Sequences, near: int, far: int, seed: int = 0) -> float | None:
@@ -25,7 +26,8 @@ def added(data: Sequences, near: int, far: int, seed: int = 0) -> float | None:
         R^2 of psi(y_t) on [far, near] less that on near alone;  less what exchanged sequences give
 
     psi: features that show any relation (`throughtime.diagnosis.kernel`). near: up to 8 inputs from lag 0 to `near`, by
-    themselves and together (random Fourier features, Rahimi & Recht 2007), half as many as targets at most. far:
+    themselves and together (random Fourier features, Rahimi & Recht 2007; of symbols the frequent pairs of the last
+    three), half as many as targets at most. far:
     the input at lag `far`, and the sum of all from near + 1 to far. In a sine, or in any series with a memory of its
     own, the far inputs are dependent on the target and add nothing to the near ones: nothing is lost if the gradient
     does not reach them.
@@ -80,7 +82,19 @@ def _near(x: Tensor, phi: Tensor, steps: Tensor, near: int, n: int, seed: int) -
         generator = torch.Generator().manual_seed(seed)
         waves = z @ torch.randn(z.shape[1], WAVES, generator=generator, dtype=z.dtype) / math.sqrt(z.shape[1])
         each = torch.cat([z, waves.cos(), waves.sin(), each], -1)
+    elif near:
+        each = torch.cat([each, *(_pairs(x, steps - d) for d in range(min(near, 2)))], -1)
     return _basis(each, min(MOST, max(1, n // 2)))
+
+
+def _pairs(x: Tensor, steps: Tensor) -> Tensor:
+    """Which of the frequent pairs the symbols at `steps` and just before them are, one-hot [N * steps, pairs]."""
+    now, before = (torch.unique(x, return_inverse=True)[1][:, t.clamp(min=0)].flatten() for t in (steps, steps - 1))
+    pair = now * (len(x.unique())) + before
+    values, which, counts = torch.unique(pair, return_inverse=True, return_counts=True)
+    frequent = counts.argsort(descending=True, stable=True)[:PAIRS]
+    rank = torch.full((len(values),), len(frequent)).scatter_(0, frequent, torch.arange(len(frequent)))
+    return torch.nn.functional.one_hot(rank[which], len(frequent) + 1)[:, :-1].double()
 
 
 def _basis(v: Tensor, most: int) -> Tensor:

@@ -14,6 +14,7 @@ from throughtime.diagnosis.chance import BLOCKS
 from throughtime.diagnosis.dependence import Dependence, as_data, dependence
 from throughtime.diagnosis.kernel import NODES, SYMBOLS
 from throughtime.diagnosis.lagged import MOST, Whole, kernel_dependence
+from throughtime.diagnosis.pieces import pieces
 from throughtime.diagnosis.pooled import pooled_dependence
 from throughtime.diagnosis.sequences import Sequences, Unseen, symbols
 from throughtime.errors import DataError
@@ -28,21 +29,27 @@ NEAR = 16  # lags that are measured one by one in any case
 
 class Asked(NamedTuple):
     """What the data ask for: by pairs of one input and the target, by all old inputs together, and notes on both; and
-    the sequences that it was measured on."""
+    the sequences that it was measured on, or the one long series, inputs and targets [n] or [n, D]."""
 
     pairs: Dependence
     together: Dependence | None = None
     notes: tuple[str, ...] = ()
     data: Sequences | None = None
+    series: tuple[Tensor, Tensor] | None = None
 
     def added(self, near: int, far: int) -> float | None:
         """What inputs up to `far` steps back add to those up to `near` back (`throughtime.diagnosis.added`); None where
-        that cannot be said. In long reaches few targets have such a past, so that half as far is tried as well."""
-        if self.data is None:
+        that cannot be said. In long reaches few targets have such a past, so that half as far is tried as well. A
+        series is cut into pieces for each reach."""
+        if self.series is not None:
+            cut = {d: pieces(*self.series, d) for d in {far, (near + far + 1) // 2} if d > near}
+            found = [added(of, near, d) for d, of in cut.items() if of is not None]
+        elif self.data is not None:
+            half = self.data.x.shape[1] // 2
+            there = [d for d, b in zip(self.pairs.lags, self.pairs.beyond(), strict=True) if b and near < d <= half]
+            found = [added(self.data, near, d) for d in {far, *there[-1:]} if d > near]
+        else:
             return None
-        half = self.data.x.shape[1] // 2
-        there = [d for d, b in zip(self.pairs.lags, self.pairs.beyond(), strict=True) if b and near < d <= half]
-        found = [added(self.data, near, d) for d in {far, *there[-1:]} if d > near]
         return max((v for v in found if v is not None), default=None)
 
     def folded(self) -> Asked:
@@ -82,9 +89,8 @@ def measure_data(batches: Sequence[Sequences], seed: int = 0) -> Asked:
         if not y.is_floating_point() and bool((y < 0).any()):
             raise Unseen(f"{N} sequences with targets left out are too few, at least {BLOCKS} are needed")
         x, y = x.flatten(0, 1), y.flatten(0, 1)
-        real = x.is_floating_point() or y.is_floating_point()
-        most = (N * T - SHUFFLES) // 5 if real else N * T - 100
-        if most < 1:
+        most = (N * T - SHUFFLES) // 5  # the baseline moves the inputs out of reach of every lag
+        if most < 1 or N * T - most < 100:
             raise Unseen(f"{N * T} steps are too few to see a dependency; give more batches")
         notes.append(
             f"the data horizon: {N} sequences were put end to end, for fewer than {BLOCKS} cannot be exchanged"
@@ -105,13 +111,18 @@ def measure_data(batches: Sequence[Sequences], seed: int = 0) -> Asked:
         together = None
         if handed:
             return Asked(_of_whole(x, y, lags, seed), None, tuple(notes))
-        pairs = dependence(x, y, lags, shuffles=SHUFFLES, resamples=RESAMPLES, fraction=FRACTION, seed=seed)
+        pairs = dependence(
+            x, y, lags, shuffles=SHUFFLES, resamples=RESAMPLES, fraction=FRACTION, seed=seed,
+            baseline="shift" if N < BLOCKS else None,
+        )  # fmt: skip
         if N >= BLOCKS:
             few = sorted({round(k * far / (TOGETHER - 1)) for k in range(TOGETHER)})
             together = pooled_dependence(x, y, few, shuffles=SHUFFLES, seed=seed)
     except DataError as error:
         raise Unseen(str(error)) from None
-    return Asked(pairs, together, tuple(notes), Sequences(x, y, first.form) if N >= BLOCKS else None)
+    if N < BLOCKS:
+        return Asked(_told(pairs), together, tuple(notes), series=(x, y))
+    return Asked(pairs, together, tuple(notes), Sequences(x, y, first.form))
 
 
 def measure_given(inputs: Any, targets: Any) -> Asked:
@@ -128,11 +139,26 @@ def measure_given(inputs: Any, targets: Any) -> Asked:
             )
         return measure_data([Sequences(x, y, "each" if each else "label")])
     real = x.is_floating_point() or y.is_floating_point()
-    far = min(SERIES, (len(x) - SHUFFLES) // 5 if real else len(x) - 100)
-    if far < 0:
+    far = min(SERIES, (len(x) - SHUFFLES) // 5)
+    if far < 1 or len(x) - far < 100:
         raise Unseen(f"{len(x)} steps are too few to see a dependency")
     lags = _lags(far, _width(x if x.dim() > 1 or not real else x[:, None]) ** 2, len(x))
-    return Asked(dependence(x, y, lags, shuffles=SHUFFLES, resamples=RESAMPLES, fraction=FRACTION))
+    pairs = dependence(
+        x, y, lags, shuffles=SHUFFLES, resamples=RESAMPLES, fraction=FRACTION, baseline="shift"
+    )  # fmt: skip
+    return Asked(_told(pairs), series=(columns(x), columns(y)))
+
+
+def _told(pairs: Dependence) -> Dependence:
+    """What was found in one series; Unseen where nothing was, but nothing could be: it depends on itself everywhere."""
+    if pairs.notes and pairs.horizon().steps < 0:
+        raise Unseen(pairs.notes[0])
+    return pairs
+
+
+def columns(v: Tensor) -> Tensor:
+    """A series of real numbers [n] as [n, 1]; others as they are."""
+    return v[:, None] if v.is_floating_point() and v.dim() == 1 else v
 
 
 def _of_whole(x: Tensor, y: Tensor, lags: list[int], seed: int) -> Dependence:

@@ -30,7 +30,7 @@ def diagnose(
     inputs: Any,
     loss: Any,
     *,
-    data: Dependence | tuple[Any, Any] | None = None,
+    data: Dependence | Asked | tuple[Any, Any] | None = None,
     optimiser: torch.optim.Optimizer | float | None = None,
     clip: float | None = None,
     norms: Sequence[float] | None = None,
@@ -98,8 +98,8 @@ def diagnose(
             findings += audit_run(model, first.args, lambda out: of(out, first), batch_axis=batch_axis, lengths=lengths)
     asked: Asked | None = None
     try:
-        if isinstance(data, Dependence):
-            asked = Asked(data)
+        if isinstance(data, Dependence | Asked):
+            asked = data if isinstance(data, Asked) else Asked(data)
         else:
             asked = measure_data(_seen(captures, found, lengths)) if data is None else measure_given(*data)
             asked = asked.folded() if data is None and from_both_ends(captures[0]) else asked
@@ -125,15 +125,15 @@ def diagnose(
         captures, model=model, data=pairs, together=together, use=used, updates=updates, window=window,
         clip=clip, norms=None if norms is None else norm_history(norms),
         findings=findings, notes=notes, fraction=fraction, among=among,
-        added=None if asked is None else asked.added,
+        added=None if asked is None else asked.added, pictures=True, read=_text(axes.T, first),
     )  # fmt: skip
 
 
 def _check(model: Any, data: Any, lengths: Any) -> None:
     if not isinstance(model, nn.Module):
         raise FlowError(f"expected a torch.nn.Module; came {type(model).__name__}")
-    pair = isinstance(data, tuple | list) and len(data) == 2
-    if data is not None and not isinstance(data, Dependence) and not pair:
+    pair = isinstance(data, tuple | list) and not isinstance(data, Asked) and len(data) == 2
+    if data is not None and not isinstance(data, Dependence | Asked) and not pair:
         raise FlowError(f"data must be (inputs, targets) or a Dependence; came {type(data).__name__}")
     if lengths is not None:
         n = torch.as_tensor(lengths)
@@ -160,6 +160,19 @@ def _run(model: nn.Module, batch: Batch, of: Any) -> Capture:
             )
         value.backward()
     return captured
+
+
+def _text(T: int, batch: Batch) -> Tensor | None:
+    """The symbols of the first sequence, where the target of each is the next one: that is a model of a text."""
+    x, y = batch.args[0] if batch.args else None, batch.targets
+    if not (isinstance(x, Tensor) and isinstance(y, Tensor)) or x.dim() != 2 or x.shape != y.shape:
+        return None
+    if x.is_floating_point() or y.is_floating_point() or x.numel() == 0:
+        return None
+    for a, b in ((x[0], y[0]), (x[:, 0], y[:, 0])):
+        if len(a) == T and torch.equal(a[1:], b[:-1]):
+            return torch.cat([a, b[-1:]]).long().cpu()
+    return None
 
 
 def _broken_gradients(model: nn.Module) -> list[Finding]:

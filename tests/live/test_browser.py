@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from throughtime.live.app import serve
 from throughtime.live.server import Server
 from throughtime.live.statements import STATEMENTS
+from throughtime.live.views import VIEWS, Slider
+from throughtime.train import LMConfig, train, updates
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the extra `browser` is not installed")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="the extra `browser` is not installed")
@@ -23,7 +26,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine"),
 ]
-SIZES = [(1280, "light"), (390, "dark")]
+SIZES = [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")]
 
 
 class Tab:
@@ -76,13 +79,69 @@ def test_the_lab(tab: Tab) -> None:
     page.wait_for_function("document.documentElement.dataset.answered", timeout=20_000)
     assert "steps at 1" in page.inner_text("#told-a") and "steps at 1" in page.inner_text("#told-b")
     reach = page.inner_text("#told-a")
-    page.locator("input[name=forget]").evaluate(
+    page.locator("#controls input[name=forget]").evaluate(
         "e => { e.value = 6; e.dispatchEvent(new Event('input', {bubbles: true})); }"
     )
     answered(page, 0)
     page.wait_for_function(f"document.getElementById('told-a').innerText !== {json.dumps(reach)}", timeout=20_000)
-    page.select_option("select[name=cell-b]", "")
+    page.select_option("#controls select[name=cell-b]", "")
     page.wait_for_function("document.getElementById('cell-box-b').hidden", timeout=20_000)
+    tab.check()
+
+
+def test_each_slider_and_choice_of_the_network_is_answered(tab: Tab) -> None:
+    page = tab.page
+    page.goto(tab.server.address + "lab")
+    page.wait_for_function("document.documentElement.dataset.answered", timeout=20_000)
+    page.select_option("#controls select[name=cell-b]", "")  # one cell: one question a change
+    answered(page, 0)
+    told = page.locator("#cell-box-a")
+    for name in ("radius", "forget", "input", "units", "steps"):
+        slider = page.locator(f"#controls input[name={name}]")
+        before = slider.input_value()
+        slider.focus()
+        page.keyboard.press("ArrowLeft")  # by keys, as one who has no pointer does
+        page.keyboard.press("PageDown")
+        assert slider.input_value() != before
+        assert page.locator(f"#controls output[for={name}]").inner_text().replace("\u2212", "-") != before
+    for name, values in (("matrix", ("orthogonal", "identity")), ("loss", ("last",)), ("rule", ("truncated",))):
+        for value in values:
+            page.select_option(f"#controls select[name={name}]", value)
+            page.wait_for_timeout(30)
+    page.wait_for_function("document.documentElement.dataset.answered > 3", timeout=20_000)
+    assert "nan" not in told.inner_text().lower() and not page.locator("#told-a.trouble").count()
+    tab.check()
+
+
+def test_every_view_is_drawn_moved_and_saved(tab: Tab) -> None:
+    page = tab.page
+    page.goto(tab.server.address + "lab")
+    for name, view in VIEWS.items():
+        part = page.locator(f"#{name}-part")
+        page.wait_for_function(
+            "n => Number(document.getElementById(n).dataset.answered) > 0", arg=f"{name}-part", timeout=30_000
+        )
+        assert part.locator("svg .axis").count() == 1 and part.locator(".told .line").count() >= 1
+        curves = part.locator("svg path.curve, svg path.mark, svg path.short")
+        assert curves.count() >= 1
+        plot = part.locator(".plot[tabindex]")
+        plot.focus()
+        where = part.locator(".readout .where").inner_text()
+        page.keyboard.press("End")
+        assert part.locator(".readout .where").inner_text() != where
+        moved = [c for c in view.controls if isinstance(c, Slider)][-1]
+        before = part.locator("svg").last.inner_html()
+        slider = part.locator(f"input[name={moved.name}]")
+        slider.focus()
+        page.keyboard.press("Home" if float(slider.input_value()) > moved.low else "End")
+        page.wait_for_function(
+            "n => Number(document.getElementById(n).dataset.answered) > 1", arg=f"{name}-part", timeout=30_000
+        )
+        assert part.locator("svg").last.inner_html() != before
+        with page.expect_download() as saved:
+            part.locator("button.save").click()
+        head = Path(saved.value.path()).read_text("utf-8").splitlines()[0]
+        assert saved.value.suggested_filename == f"{name}.csv" and len(head.split(",")) >= 2
     tab.check()
 
 
@@ -99,6 +158,16 @@ def test_every_statement_can_be_shown(tab: Tab) -> None:
         )
         page.wait_for_timeout(30)
         assert page.locator("#heats-a figure").count() >= 2
+    links = page.locator("[data-view-set]")
+    assert links.count() == sum(s.where in VIEWS for s in STATEMENTS)
+    for i in range(links.count()):
+        link = links.nth(i)
+        part = page.locator(f"#{link.get_attribute('data-view-set')}-part")
+        link.click()
+        for name, value in json.loads(link.get_attribute("data-values")).items():
+            shown = part.locator(f"[name={name}]").input_value()
+            assert shown == value if isinstance(value, str) else float(shown) == pytest.approx(value)
+        assert part.locator("h2").is_visible()
     tab.check()
 
 
@@ -135,3 +204,42 @@ def test_runs_as_they_go(tab: Tab, tmp_path: Path) -> None:
     tab.check()
     (hostile / "log.jsonl").write_text(json.dumps({"step": 1, "loss": 1.0}) + "\n")
     page.wait_for_function("document.querySelectorAll('#runs td')[1]?.innerText.startsWith('1 of')", timeout=20_000)
+
+
+def test_a_real_training_as_it_goes(tab: Tab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trainer's own log, its guard's alarm and its watch's horizons, on the page while it trains."""
+    page, calls, real = tab.page, [0], updates.total_loss
+
+    def total_loss(*given: Any) -> torch.Tensor:
+        calls[0] += 1
+        return real(*given) * (float("nan") if calls[0] == 20 else 1.0)
+
+    monkeypatch.setattr(updates, "total_loss", total_loss)
+    (tmp_path / "text.txt").write_text("to be or not to be, that is the question. " * 60)
+    config = LMConfig(
+        text=str(tmp_path / "text.txt"), cell="gru", hidden=8, embedding=4, window=16, batch=4, steps=60,
+        valid_every=20, checkpoint_every=20, threads=1,
+    )  # fmt: skip
+    page.goto(tab.server.address)
+    page.wait_for_function("!document.getElementById('empty').hidden", timeout=20_000)
+    states = []
+
+    def look(record: Any) -> None:
+        if record.step == 30:  # in the middle of it
+            page.wait_for_function("document.querySelectorAll('#runs td')[1]?.innerText.startsWith('30 of')")
+            states.append(page.locator("#runs td").first.inner_text())
+
+    result = train(config, tmp_path / "run", on_step=look, on_incident=lambda _: None)
+    page.wait_for_function("document.querySelector('#runs td')?.innerText === 'finished'", timeout=20_000)
+    assert states == ["training"] and page.locator("#runs tr").count() == 1
+    [incident] = result.incidents
+    assert f"step {incident.iteration}: " in page.inner_text("#alarms")
+    page.wait_for_selector("#horizon svg path.mark, #horizon svg path.open")
+    last = next(r for r in reversed(result.watched) if r.recurrences)
+    far = last.recurrences[0].horizon
+    assert far is not None  # the last step is measured after the run has ended
+    page.wait_for_function(
+        "n => [...document.querySelectorAll('#runs td')].at(-1)?.innerText.endsWith(n)", arg=str(far.steps), timeout=20_000
+    )
+    page.wait_for_selector("#maps canvas", timeout=20_000)
+    tab.check()

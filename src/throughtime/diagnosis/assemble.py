@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from throughtime.diagnosis.audit import audit
 from throughtime.diagnosis.audit_clip import audit_clip
@@ -16,6 +16,7 @@ from throughtime.diagnosis.finding import Finding, ordered
 from throughtime.diagnosis.following import WORK, Follower
 from throughtime.diagnosis.horizons import Horizons
 from throughtime.diagnosis.measured import Measured, measure
+from throughtime.diagnosis.pictures import Draughtsman, norm_points
 from throughtime.diagnosis.result import Diagnosis
 from throughtime.diagnosis.symptoms import of_recurrence, of_updates
 from throughtime.diagnosis.use import Use
@@ -40,6 +41,8 @@ def from_capture(
     work: float = WORK,
     among: str | None = None,
     added: Callable[[int, int], float | None] | None = None,
+    pictures: bool = False,
+    read: Tensor | None = None,
 ) -> Diagnosis:
     """A diagnosis from what was captured: one `Capture` that was left, or several of the same model.
 
@@ -51,6 +54,8 @@ def from_capture(
     findings, notes: more of them, from elsewhere.
     among:    the module whose gradient horizon counts; None for the one that reaches farthest.
     added:    from a near lag and a far one to what inputs between them add (`throughtime.diagnosis.added`).
+    pictures: also a map, shares and eigenvalues for a page (`Pictures`): up to a second more for each stack of layers.
+    read:     the symbols of the first sequence and, last, its last target, [T + 1] whole numbers, of a model of a text.
     work:     how many multiplications following the gradients of one recurrence may take, see `Follower`.
 
     Raises FlowError, in a sentence that says why, where nothing was captured.
@@ -60,7 +65,8 @@ def from_capture(
         one.check()
     groups, left_out = _same(captures)
     follower = Follower(work / len(captures))
-    measured = tuple(measure(group, follower) for group in groups)
+    draughtsman = Draughtsman(text=read is not None) if pictures else None
+    measured = tuple(measure(group, follower, draughtsman) for group in groups)
     far = _farthest([m for m in measured if among in (None, m.where.module)] or measured, fraction)
     known = [d.horizon() for d in (data, together) if d is not None]
     asked = max(known, key=lambda h: h.steps, default=None)
@@ -88,8 +94,9 @@ def from_capture(
     case, verdict = conclude(found, horizons, far)
     more = dict.fromkeys([*(n for one in captures for n in one.notes), *left_out, *notes])
     return Diagnosis(
-        case, verdict, tuple(found), measured, horizons, data, together, use, updates, fraction, tuple(more)
-    )
+        case, verdict, tuple(found), measured, horizons, data, together, use, updates, fraction, tuple(more),
+        None if norms is None else norm_points(norms.norms), clip, read,
+    )  # fmt: skip
 
 
 def _audited(model: nn.Module, horizons: Horizons) -> list[Finding]:

@@ -50,7 +50,7 @@ class Follower:
         rows = self._drawn(steps, T / 2 * B * weights)
         samples = max(1, min(B, int(self.work / (len(rows) * T / 2 * weights))))
         if samples < B:
-            passed, outside = _first(passed, outside, samples)
+            passed, outside = first_sequences(passed, outside, samples)
             steps = _loss_steps([v for layer in outside for d in layer for v in d], T)
             rows = [t for t in rows if t in set(steps)]
             if not rows:
@@ -89,7 +89,7 @@ def _loss_steps(entering: Sequence[Tensor | None], T: int) -> list[int]:
     return enters.nonzero().flatten().tolist()
 
 
-def _first(passed: PassedStack, outside: Outside, n: int) -> tuple[PassedStack, Outside]:
+def first_sequences(passed: PassedStack, outside: Outside, n: int) -> tuple[PassedStack, Outside]:
     """The same stack over the first n sequences of the batch."""
     stack: list[list[Recurrence]] = [[first_samples(r, n) for r in directions] for directions in passed.recurrences]
     masks = None if passed.masks is None else [None if m is None else m[:, :n] for m in passed.masks]

@@ -13,6 +13,7 @@ from throughtime.diagnosis.chance import between
 from throughtime.diagnosis.finding import Where, steps
 from throughtime.diagnosis.following import Follower
 from throughtime.diagnosis.horizons import Interval, gradient_interval, together
+from throughtime.diagnosis.pictures import Draughtsman, Pictures
 from throughtime.engine.interpret import evaluate
 from throughtime.engine.trace import trace
 from throughtime.errors import BrokenFlowError, FlowError, NoFlowError
@@ -55,6 +56,7 @@ class Measured(Plain):
     broken:    what is NaN or infinite, and where; None if nothing is.
     overflow:  whether the gradient leaves the range of float64 on its way back.
     unreached: whether no gradient enters it.     carried: how its first state came ("attached", "detached", None).
+    pictures:  a map, shares and eigenvalues of the first sequence, for a page; None where nobody asked for them.
     notes:     what could not be measured, and why.
     """
 
@@ -77,6 +79,7 @@ class Measured(Plain):
     unreached: bool = False
     carried: str | None = None
     notes: tuple[str, ...] = ()
+    pictures: Pictures | None = None
 
     @property
     def profile(self) -> Tensor | None:
@@ -113,8 +116,13 @@ class Measured(Plain):
         return "\n".join([*lines, *(f"  {n}" for n in self.notes)])
 
 
-def measure(found: Sequence[Captured], follower: Follower | None = None) -> Measured:
-    """Measures one recurrence from what was captured of it, in one batch or in several of the same length."""
+def measure(
+    found: Sequence[Captured], follower: Follower | None = None, draughtsman: Draughtsman | None = None
+) -> Measured:
+    """Measures one recurrence from what was captured of it, in one batch or in several of the same length.
+
+    draughtsman: makes the pictures for a page as well.
+    """
     first, follower = found[0], follower or Follower()
     where = Where(first.name, first.layer, first.reverse)
     known = Measured(where, "", 0, 0, 0, carried=first.carried)
@@ -137,7 +145,13 @@ def measure(found: Sequence[Captured], follower: Follower | None = None) -> Meas
     if not profiles:
         return replace(known, unreached=True)
     spread = gradient_interval(flows, next(iter(profiles))) if len(flows) >= 5 else None
-    return replace(known, profiles=profiles, interval=spread)
+    known = replace(known, profiles=profiles, interval=spread)
+    if draughtsman is None:
+        return known
+    try:
+        return replace(known, pictures=draughtsman.draw(first, flows[0], followed[0][1] is None))
+    except FlowError as error:
+        return replace(known, notes=(*known.notes, f"the pictures were not made: {error}"))
 
 
 @torch.no_grad()

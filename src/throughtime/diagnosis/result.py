@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from throughtime.diagnosis.dependence import Dependence
 from throughtime.diagnosis.drawn import WIDTH, text
 from throughtime.diagnosis.finding import Finding
@@ -33,6 +35,9 @@ class Diagnosis(Plain):
     data, together, use, updates: what they and the findings are from; None for what was not measured.
     fraction: what the gradient horizon counts as arrived: this share of the size at lag 0.
     notes:    what could not be measured, and why; and what should be known of what was.
+    norms, clip: the history of gradient norms, (step, norm) [n, 2], of a long one the largest in each stretch; and the
+              threshold in use. None where they were not given.
+    read:     of a model of a text the symbols of the first sequence, [T + 1] whole numbers; else None.
     """
 
     case: str
@@ -46,6 +51,9 @@ class Diagnosis(Plain):
     updates: UpdateSizes | None = None
     fraction: float = 0.01
     notes: tuple[str, ...] = ()
+    norms: Tensor | None = None
+    clip: float | None = None
+    read: Tensor | None = None
 
     @property
     def healthy(self) -> bool:
@@ -75,12 +83,13 @@ class Diagnosis(Plain):
         """
         return plot(self._profiles(), self._marks(), fraction=self.fraction, ax=ax)
 
-    def report(self, path: str | os.PathLike[str]) -> Path:
+    def report(self, path: str | os.PathLike[str], *, symbols: Any = None) -> Path:
         """Writes the diagnosis as a page, one HTML file that opens offline (`throughtime.report.report`); gives its
-        path. Raises ReportError if it cannot be written."""
+        path. `symbols`: what the numbers of a text stand for, for the text view. Raises ReportError if it cannot be
+        written."""
         from throughtime.report import report  # the room that draws pages stands above this one: only when asked
 
-        return report(self, path)
+        return report(self, path, symbols=symbols)
 
     def _repr_html_(self) -> str:
         """For notebooks: the verdict, the profiles with the horizons, the findings; one piece of HTML, no scripts."""

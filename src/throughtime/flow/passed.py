@@ -72,15 +72,21 @@ class PassedStack:
         return [[sent.maps() for sent in directions] for directions in self.sent(outside, lowest, rows)]
 
     def sent(
-        self, outside: Outside, lowest: int = 0, rows: Sequence[int] | None = None, by_sample: bool = False
+        self,
+        outside: Outside,
+        lowest: int = 0,
+        rows: Sequence[int] | None = None,
+        by_sample: bool = False,
+        values: bool = False,
     ) -> list[list[Sent]]:
-        """What arrived in every layer and direction, from `lowest` to the last; see `maps` and `Sent`."""
+        """What arrived in every layer and direction, from `lowest` to the last; see `maps` and `Sent`, whose `values`
+        are there if asked for."""
         found: list[list[Sent]] = []
         above: Tensor | None = None
         for k in reversed(range(lowest, len(self.recurrences))):
             here = self._at(outside[k], k, above, rows)
             each = zip(self.recurrences[k], here, strict=True)
-            found.append([send(r, e, want_dx=k > lowest, by_sample=by_sample) for r, e in each])
+            found.append([send(r, e, want_dx=k > lowest, want_values=values, by_sample=by_sample) for r, e in each])
             if k > lowest:
                 above = self._leaves(k, torch.stack([sent.dx for sent in found[-1] if sent.dx is not None]).sum(0))
         return found[::-1]
@@ -143,10 +149,12 @@ def run(
     truncated: bool = False,
     name: str = "",
     dtype: torch.dtype = torch.float64,
+    ahead: int | None = None,
 ) -> PassedStack:
     """The stack of `layers` over x [T, B, D], run again in `dtype` (see `Recurrence`).
 
     states: the initial ones, each [layers * dirs, B, .]; None for zeros. lengths: [B] or None.
+    ahead: the lowest layer that gradients are about to be sent back through, None for nothing of the kind.
     """
     stack: list[list[Recurrence]] = []
     below, n = x, 0
@@ -164,5 +172,7 @@ def run(
                     cell, weights, below, first, lengths, bool(d), truncated=truncated, name=name, layer=k, dtype=dtype
                 )
             )
+            if ahead is not None and k >= ahead:
+                stack[-1][-1].run_ahead()
             n += 1
     return PassedStack(stack, skip, masks)

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from throughtime import cells
 from throughtime.cures.prescribe_result import COLUMNS, Prescription, row
 from throughtime.diagnosis import Diagnosis
 from throughtime.diagnosis.measured import Measured
+from throughtime.diagnosis.pictures import Pictures
+from throughtime.errors import ReportError
 from throughtime.flow import GateResult, GradientFlow
 from throughtime.flow.bound import largest_slope
 from throughtime.flow.gates import REGIMES
-from throughtime.report.view import DependenceView, FindingView, GatesView, ModelView, Page, TableView
+from throughtime.report.view import DependenceView, FindingView, GatesView, ModelView, Page, ReadingView, TableView
 from throughtime.report.write import write
+
+Symbols = Sequence[str] | Mapping[int, str] | Callable[[int], str]
 
 
 def report(
@@ -25,14 +30,16 @@ def report(
     title: str = "Diagnosis",
     maps: Mapping[str, GradientFlow] | None = None,
     settings: Mapping[str, object] | None = None,
+    symbols: Symbols | None = None,
 ) -> Path:
     """Writes a diagnosis, or a prescription with the diagnosis it is from, as one HTML file that needs no network.
 
     maps: the exact (t, k) map of a recurrence, by its place as the diagnosis names it: a flow of `gradient_flow`.
     settings: a table at the end: what was measured, on what.
+    symbols:  of a model of a text what its numbers stand for, for the text view: a string, a list, or a function.
     Raises ReportError if the file cannot be written.
     """
-    return write(diagnosis_page(found, title=title, maps=maps or {}, settings=settings or {}), path)
+    return write(diagnosis_page(found, title=title, maps=maps, settings=settings, symbols=symbols), path)
 
 
 def diagnosis_page(
@@ -41,16 +48,25 @@ def diagnosis_page(
     title: str = "Diagnosis",
     maps: Mapping[str, GradientFlow] | None = None,
     settings: Mapping[str, object] | None = None,
+    symbols: Symbols | None = None,
 ) -> Page:
-    """The page of a diagnosis: the verdict, the horizons, what was found, the profiles, gates and matrices."""
+    """The page of a diagnosis: the verdict, the horizons, what was found, the profiles, gates and matrices.
+
+    Arguments as of `report`.
+    """
     prescription = found if isinstance(found, Prescription) else None
     d = prescription.diagnosis if prescription is not None else found
     assert isinstance(d, Diagnosis)
     data = d.horizons.data
+    models = [_model(m, d, (maps or {}).get(str(m.where))) for m in d.measured] or [ModelView("the model", "")]
+    if d.norms is not None:  # they are of the whole model
+        models[0] = replace(models[0], norms=[(int(s), v) for s, v in d.norms.tolist()], clip=d.clip)
+    for n, m in enumerate(d.measured):
+        models[n] = replace(models[n], reading=None if symbols is None else _reading(m, d, symbols))
     return Page(
         title,
         d.verdict if prescription is None else f"{d.verdict} {prescription.verdict}",
-        [_model(m, d, (maps or {}).get(str(m.where))) for m in d.measured] or [ModelView("the model", "")],
+        models,
         d.horizons.window or max([m.steps for m in d.measured], default=1) or 1,
         data_horizon=data if data is not None and data.steps >= 0 else None,
         dependence=_dependence(d),
@@ -65,17 +81,32 @@ def diagnosis_page(
 
 
 def _model(m: Measured, d: Diagnosis, flow: GradientFlow | None) -> ModelView:
-    use = d.horizons.use
+    use, p = d.horizons.use, m.pictures or Pictures()
+    drawn = p.maps if flow is None else flow.maps  # in reverse, steps are counted as they are read, from the end
     farthest = m.profile is not None and m.horizon(d.fraction) == d.horizons.gradient
     horizon = m.horizon(d.fraction)
     return ModelView(
         str(m.where), m.cell,
-        profile=m.profiles, maps={} if flow is None else flow.maps,
+        profile=m.profiles, maps={n: v.flip(0, 1) if m.where.reverse else v for n, v in drawn.items()},
+        map_steps=(0, 1) if flow is not None else (0 if m.where.reverse else p.first, p.stride),
         horizon={} if horizon is None else {next(iter(m.profiles)): horizon},
         half_life={} if horizon is None else {next(iter(m.profiles)): m.half_life()},
         use=use if farthest and use is not None and use.steps >= 0 else None,
-        gates=None if m.gates is None else _gates(m.gates), bound=_bound(m),
+        gates=None if m.gates is None else _gates(m.gates), bound=_bound(m), shares=p.shares,
+        eigenvalues={of: [(a, b) for a, b in v.tolist()] for of, v in p.eigenvalues.items()},
     )  # fmt: skip
+
+
+def _reading(m: Measured, d: Diagnosis, symbols: Symbols) -> ReadingView | None:
+    """The last steps of the first sequence, as text; None where the model is none of a text."""
+    if d.read is None or m.pictures is None or m.pictures.last is None or m.where.reverse:
+        return None
+    here = m.pictures.last
+    try:
+        text = [str(symbols(n) if callable(symbols) else symbols[n]) for n in d.read[-len(here) - 1 :].tolist()]
+    except (LookupError, TypeError) as error:
+        raise ReportError(f"symbols must have a text for each number that the model read; {error!r}") from None
+    return ReadingView(text, (), here)
 
 
 def _bound(m: Measured) -> float | None:

@@ -67,14 +67,18 @@ def frames(page: Page, packed: Sequence[dict[str, PackedMap]]) -> str:
             )
         )
     if any(m.reading is not None for m in page.models):
+        held = (
+            " Under &ldquo;held by the gates&rdquo; the shade is how much of what was written the memory still holds."
+            if any(m.reading is not None and m.reading.kept is not None for m in page.models)
+            else ""
+        )
         parts.append(
             (
                 "reading",
                 "The text itself",
                 (
                     "Point at a character, or step with the arrow keys: the shade under the text before it is the "
-                    "gradient that its loss sends to each earlier one, over four powers of ten. Under &ldquo;held by "
-                    "the gates&rdquo; the shade is how much of what was written then the memory still holds."
+                    f"gradient that its loss sends to each earlier one, over four powers of ten.{held}"
                 ),
             )
         )

@@ -65,7 +65,9 @@ def headline(page: Page) -> str:
             f'<tr class="{accent(index)}"><th scope="row">{name}</th>'
             f"{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
         )
-    asks = "not measured" if page.data_horizon is None else "the farthest lag with dependence beyond chance"
+    asks = "the farthest lag with dependence beyond chance"
+    if page.data_horizon is None:
+        asks = "not measured" if page.dependence is None else "no dependence beyond chance at any lag measured"
     asked = (
         f'<tr class="text"><th scope="row">{escape(page.asks)} asks for</th><td>{steps(page.data_horizon)}</td>'
         f'<td colspan="{len(head) - 2}" class="aside">data horizon: {asks}</td></tr>'

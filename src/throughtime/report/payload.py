@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from throughtime.flow import Horizon
@@ -104,7 +105,15 @@ def packed_maps(page: Page) -> list[dict[str, PackedMap]]:
     count = sum(len(model.maps) for model in page.models)
     longest = max((len(m) for model in page.models for m in model.maps.values()), default=1)
     bits, stride = plan(longest, max(count, 1))
-    return [{s: pack(rows, bits, stride) for s, rows in model.maps.items()} for model in page.models]
+    return [
+        {s: _placed(pack(rows, bits, stride), *model.map_steps) for s, rows in model.maps.items()}
+        for model in page.models
+    ]
+
+
+def _placed(packed: PackedMap, first: int, stride: int) -> PackedMap:
+    """The packed map of a map that itself has only some of the steps."""
+    return replace(packed, first=first + stride * packed.first, stride=stride * packed.stride)
 
 
 def ordered(states: Iterable[str]) -> list[str]:

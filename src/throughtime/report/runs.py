@@ -46,9 +46,9 @@ def run_page(
     history = [(r.step, r.loss, r.valid) for r in records]
     shares, eigenvalues = _inside(model, streams)
     shown = replace(
-        last, maps=measured.maps, reading=reading_view(model, streams), history=history, shares=shares,
-        eigenvalues=eigenvalues, norms=[(r.step, r.grad_norm) for r in records], clip=config.clip_norm or None,
-        equations=model.recurrent.cell.equations,
+        last, maps=measured.maps, map_steps=(0, 1), reading=reading_view(model, streams), history=history,
+        shares=shares, eigenvalues=eigenvalues, norms=[(r.step, r.grad_norm) for r in records],
+        clip=config.clip_norm or None, equations=model.recurrent.cell.equations,
     )  # fmt: skip
     return replace(page, models=[*page.models[:-1], shown], unit="symbol", asks="The text")
 

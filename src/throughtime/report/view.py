@@ -96,9 +96,10 @@ class GatesView:
 class ReadingView:
     """A text as a model reads it, T + 1 symbols: at step t it has read symbols 0..t and is to tell symbol t + 1.
 
-    `bits[t]` is what symbol t + 1 cost; `map[t][k]` the size of the gradient that this loss sends to the state when
-    symbol k was read; `kept[t][k]`, for a cell with a memory, how much of what was written at k its gates still hold at
-    t; `gates[name][t]` the mean of a gate over units. Raises ShapeError where they do not fit.
+    `bits[t]` is what symbol t + 1 cost, or empty where that is not known; `map[t][k]` the size of the gradient that
+    this loss sends to the state when symbol k was read; `kept[t][k]`, for a cell with a memory, how much of what was
+    written at k its gates still hold at t; `gates[name][t]` the mean of a gate over units.
+    Raises ShapeError where they do not fit.
     """
 
     symbols: Sequence[str]
@@ -114,7 +115,7 @@ class ReadingView:
             object.__setattr__(self, "kept", matrix(self.kept, "a reading, kept"))
         object.__setattr__(self, "gates", {n: numbers(v, f"a reading, gate {n}") for n, v in self.gates.items()})
         T = len(self.symbols) - 1
-        lengths = {len(self.bits), len(self.map), *map(len, self.gates.values())}
+        lengths = {len(self.map), *([len(self.bits)] if self.bits else []), *map(len, self.gates.values())}
         if lengths != {T} or (self.kept is not None and len(self.kept) != T):
             raise ShapeError(f"a reading of {T + 1} symbols has {T} of all else; came {sorted(lengths)}")
 
@@ -154,7 +155,8 @@ class ModelView:
     the last validation in `history`. `use` is how far back the trained model uses its input, if measured.
     `shares[p]` is the share of parameter p's gradient from each lag; `eigenvalues` are (real, imaginary) of "U" and of
     the state Jacobian "J"; `norms` the gradient norms (step, norm) before clipping, and `clip` the threshold in use.
-    `bound` is the factor a step that the gradient cannot exceed.
+    `bound` is the factor a step that the gradient cannot exceed. `map_steps` is (first, stride): row and column i of a
+    map are step first + i * stride.
     Raises ShapeError or ConfigError, naming the model and the field.
     """
 
@@ -176,6 +178,7 @@ class ModelView:
     norms: Sequence[tuple[float, float]] = ()
     clip: float | None = None
     bound: float | None = None
+    map_steps: tuple[int, int] = (0, 1)
 
     def __post_init__(self) -> None:
         def put(name: str, value: object) -> None:

@@ -30,7 +30,7 @@
     const svg = TT.canvasSvg(width, top + height + 44, told.textContent);
     svg.append(TT.svg("image", { href: sheet.toDataURL(), x: left, y: top, width: right - left, height, preserveAspectRatio: "none", style: "image-rendering: pixelated" }),
       TT.svg("clipPath", { id: "clip-cliff" }, TT.svg("rect", { x: left, y: top, width: right - left, height })),
-      TT.word(0, 12, `loss over the weight w and the bias b; ${TT.strong("dark", "light")} is high. Press where the descent is to start.`, { class: "title" }));
+      TT.word(0, 12, `loss over the weight w and the bias b; ${TT.strong("dark", "light")} is high`, { class: "title" }));
     [["plain", 1], ["clipped", 2]].forEach(([name, index]) => {
       const way = found[name];
       svg.append(TT.svg("g", { class: TT.model(index), "clip-path": "url(#clip-cliff)" },

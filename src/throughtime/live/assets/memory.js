@@ -31,7 +31,7 @@
       TT.svg("path", { class: `curve ${TT.dash(index)}`, d: TT.line(values.flatMap((v, t) => [[x(t) - step / 2, y(v)], [x(t) + step / 2, y(v)]])) }),
       ...values.map((v, t) => TT.svg("path", { class: "mark small", d: TT.mark(index, x(t), y(v), 3) })),
       TT.word(x(n - 1) + step / 2 + 6, ends[index].y + 4, name, { class: "halo" }))));
-    svg.append(TT.word(left, 12, "c, the memory; h, what it shows. Below: the gates, and how much of c\u2080 is left, \u2202c\u209c/\u2202c\u2080", { class: "title" }));
+    svg.append(TT.word(0, 12, "c, the memory; h, what it shows", { class: "title" }));
     ["i", "f", "o", "\u2202c"].forEach((name, k) => {
       svg.append(TT.word(left - 8, gateTop + k * row + 12, name, { "text-anchor": "end", class: "strong" }));
       gates.forEach((three, t) => svg.append(TT.svg("rect", { x: x(t) - step / 2 + 1, y: gateTop + k * row, width: Math.max(step - 2, 1), height: row - 3, class: "outline", style: `fill: rgb(${TT.ramp(three[k] ?? found.kept[t]).join()})` })));

@@ -70,7 +70,7 @@
       y = found.log ? TT.exponents([Math.floor(low), Math.ceil(high - .1)], [top + HEIGHT, top]) : TT.linear([low - room, high + room], [top + HEIGHT, top]);
       const svg = TT.canvasSvg(width, top + HEIGHT + 44), clip = `clip-${section.dataset.view}`;
       const levels = found.levels.map(([v, word]) => [y(value(v)), word]);
-      svg.append(TT.word(0, 12, found.y, { class: "title" }), TT.yAxis(y, LEFT, right, found.log ? TT.power : TT.text),
+      svg.append(TT.word(0, 12, TT.fit(found.y, width, false), { class: "title" }), TT.yAxis(y, LEFT, right, found.log ? TT.power : TT.text),
         TT.svg("clipPath", { id: clip }, TT.svg("rect", { x: LEFT - 6, y: top - 4, width: right - LEFT + 12, height: HEIGHT + 8 })));
       for (const [px, word] of found.places) svg.append(TT.svg("line", { class: "asked", x1: x(px), x2: x(px), y1: top, y2: top + HEIGHT }),
         TT.word(x(px) + (x(px) > right - 60 ? -5 : 5), top + 10, word, { class: "strong halo", "text-anchor": x(px) > right - 60 ? "end" : "start" }));
@@ -84,7 +84,7 @@
       for (const [at, word] of levels) svg.append(TT.svg("line", { class: "floor", x1: LEFT, x2: right, y1: at, y2: at }),
         TT.word(right, at - 4, word, { class: "strong halo", "text-anchor": "end" }));
       layer = TT.svg("g", { class: "cursor" });
-      svg.append(TT.svg("path", { class: "axis", d: `M${LEFT},${top + HEIGHT}H${right}` }), TT.xAxis(x, top + HEIGHT, found.x, { gap: 54, format: whole ? TT.count : TT.text }), layer);
+      svg.append(TT.xAxis(x, top + HEIGHT, found.x, { gap: 54, format: whole ? TT.count : TT.text }), layer);
       keys = [...new Set(xs)].sort((a, b) => a - b);
       cursor.plot.replaceChildren(svg);
       cursor.refresh();

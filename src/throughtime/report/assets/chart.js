@@ -24,7 +24,7 @@ TT.readout = () => {
 // One-dimensional cursor: `count()` places, `at(x)` the place nearest to a pixel, `show(i, touched)` draws it and
 // returns words; `touched` is false until somebody has moved it.
 TT.cursor = (label, { count, at, show, start }) => {
-  const plot = TT.html("div", { class: "plot", tabindex: 0, role: "slider", "aria-label": label, "aria-valuemin": 0 });
+  const plot = TT.html("div", { class: "plot", tabindex: 0, role: "slider", "aria-label": label, "aria-valuemin": 0, "aria-valuemax": 0, "aria-valuenow": 0 });
   let place = start;
   let touched = false;
   const go = (to) => {

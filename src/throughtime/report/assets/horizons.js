@@ -16,7 +16,7 @@ TT.figures.horizons = (stage) => {
   function draw(width) {
     const narrow = width < 560;
     const left = narrow ? 2 : TT.clamp(Math.max(...rows.map((row) => TT.width(row.name, true))) + 24, 80, 190);
-    const top = 34, pitch = narrow ? 58 : 52, bottom = top + rows.length * pitch;
+    const top = 34, pitch = narrow ? 58 : 52, bottom = top + rows.length * pitch + (narrow ? 10 : 0);
     const x = TT.lag([0, far * 1.12 + 1], [left, width - 4]);
     const svg = TT.canvasSvg(width, bottom + 46, words);
     const ask = data.dataHorizon && x(data.dataHorizon.steps);

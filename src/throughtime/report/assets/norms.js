@@ -23,7 +23,7 @@ TT.figures.norms = (stage, tools) => {
       TT.svg("path", { class: "axis", d: `M${left},${top + height}H${right}` }), TT.xAxis(x, top + height, "training step", { gap: 60 }));
     plot.replaceChildren(svg);
     readout.set(`threshold ${TT.text(threshold)}`, models.map((m) => { const finite = m.norms.filter(([, v]) => Number.isFinite(v));
-      return { index: m.index, key: m.name, text: `would shorten ${TT.text(100 * finite.filter(([, v]) => v > threshold).length / Math.max(1, finite.length))}\u2009% of the steps` }; }));
+      return { index: m.index, key: models.length < TT.data.models.length ? "the model" : m.name, text: `would shorten ${TT.text(100 * finite.filter(([, v]) => v > threshold).length / Math.max(1, finite.length))}\u2009% of the steps` }; }));
   }
   const csv = () => ["gradient-norms.csv", [["model", "step", "norm"], ...models.flatMap((m) => m.norms.map(([s, v]) => [m.name, s, v]))]];
   return { draw, csv };

@@ -37,7 +37,7 @@ TT.figures.reading = (stage, tools) => {
     });
     let far = t;
     for (let k = t; k >= 0; k--) if (m.map.log(t, k) >= Math.max(m.map.log(t, t), -300) - 2) far = k;
-    const entries = [{ key: "cost", text: `${TT.text(TT.number(bits[t]))} bits` }, { key: "1\u2009% of its gradient reaches", text: `${t - far} back` },
+    const entries = [...(bits.length ? [{ key: "cost", text: `${TT.text(TT.number(bits[t]))} bits` }] : []), { key: "1\u2009% of its gradient reaches", text: `${t - far} back` },
       ...Object.entries(gates).map(([name, values]) => ({ key: `gate ${name}`, text: TT.text(values[t]) }))];
     text.setAttribute("aria-valuenow", place);
     text.setAttribute("aria-valuetext", readout.set(`character ${place}, \u201c${symbols[place] === "\n" ? "\u21b5" : symbols[place]}\u201d`, entries));

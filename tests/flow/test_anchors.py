@@ -162,3 +162,27 @@ def test_sizes_without_an_error_bar_are_refused(options):
     one = captured(nn.GRU(D, H), weighted).recurrences[0]
     with pytest.raises(FlowError, match="at least 2, for one alone has no error bar"):
         lag_profile(one, **options)
+
+
+@pytest.mark.parametrize(("batch", "want"), [(2, 2), (3, 2), (4, 2), (7, 3), (8, 4), (30, 4)])
+def test_few_sequences_are_half_of_a_small_batch_and_four_of_a_large_one(batch, want):
+    found = captured(nn.GRU(D, H), weighted, torch.randn(12, batch, D)).recurrences[0]
+    got = lag_profile(found)
+    assert (got.samples, got.batch) == (want, batch)
+    assert str(got) == str(lag_profile(found, samples=want)) == str(lag_profile(found, samples="few"))
+    with pytest.raises(FlowError, match="samples must be a whole number of at least 2"):
+        lag_profile(found, samples="many")
+
+
+def test_it_says_what_it_misses_of_a_small_batch():
+    """Half of four sequences are followed: the errors must hold what the other half would have told."""
+    near = []
+    for seed in range(4):
+        torch.manual_seed(seed)
+        found = captured(nn.GRU(D, H), weighted, torch.randn(T, 4, D))
+        exact = found.flow().profile("z")[1:12]
+        for draw in range(12):
+            got = lag_profile(found.recurrences[0], seed=draw)
+            near.append((got.profile()[1:12] - exact).abs() <= 2 * got.errors["z"][1:12])
+    share = torch.stack(near).double().mean()
+    assert 0.8 < share < 0.995, f"{share:.3f} of the true values lie within two errors"

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from tests.flow.test_capture_loops import EncoderDecoder, Loop, OwnCell, Tutorial
+from tests.flow.test_capture_loops import EncoderDecoder, Loop
+from tests.flow.test_capture_own import OwnCell, Tutorial
 from throughtime import flow
 from throughtime import nn as ours
 from throughtime.errors import FlowError

@@ -130,7 +130,7 @@ def test_an_estimate_from_all_is_exact(how, n):
 
 
 def test_anchors_of_what_comes_from_above_and_of_ones_own_module():
-    from tests.flow.test_capture_loops import OwnCell
+    from tests.flow.test_capture_own import OwnCell
 
     layers, own = torch.nn.GRU(3, 4, 2, bidirectional=True).double(), OwnCell().double()
     x = torch.randn(6, 3, 3, dtype=F64)

@@ -28,8 +28,8 @@ def tape_of(program: str, clip: float | None, truncated: bool) -> Tape:
     return with_rule(loads(program), clip, truncated)
 
 
-def _chosen_dtypes(x: Tensor) -> AbstractContextManager:
-    # Whoever calls has chosen the dtypes; a surrounding autocast must not choose again, product by product.
+def chosen_dtypes(x: Tensor) -> AbstractContextManager:
+    """Whoever calls has chosen the dtypes; a surrounding autocast must not choose again, product by product."""
     kind = x.device.type
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         return torch.autocast(kind, enabled=False)
@@ -47,7 +47,7 @@ torch.library.define(
 
 def infer(program, x, W, U, b, units, matrices, states, lengths, reverse, backend, memory, shown):
     tape, call = tape_of(program, None, False), (x, W, U, b, units, matrices, states, lengths, reverse)
-    with _chosen_dtypes(x):
+    with chosen_dtypes(x):
         if memory == "low":
             sequences, finals, _ = low_memory.forward(BACKENDS[backend], tape, *call, shown)
         else:
@@ -90,7 +90,7 @@ def unroll(
     shown: int,
 ) -> list[Tensor]:
     tape, call = tape_of(program, clip, truncated), (x, W, U, b, units, matrices, states, lengths, reverse)
-    with _chosen_dtypes(x):
+    with chosen_dtypes(x):
         if memory == "low":
             sequences, finals, saved = low_memory.forward(BACKENDS[backend], tape, *call, shown)
         else:
@@ -137,7 +137,7 @@ def unroll_backward(
 ) -> list[Tensor]:
     tape, call = tape_of(program, clip, truncated), (x, W, U, b, units, matrices, states, lengths)
     rest = (saved, d_sequences, d_finals, reverse, truncated, need_dx)
-    with _chosen_dtypes(x):
+    with chosen_dtypes(x):
         if memory == "low":  # the states of a part are worked out anew, `sequences` is empty
             return low_memory.backward(BACKENDS[backend], tape, *call, *rest)
         return BACKENDS[backend].backward(tape, *call, sequences, *rest)

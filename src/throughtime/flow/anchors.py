@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from throughtime.flow.entering import Entering, loss_steps
 from throughtime.flow.gradient_flow import Horizon, half_life_of, horizon_of
 from throughtime.flow.running import where
 from throughtime.plain import Plain
+
+FEW: Final = "few"
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def lag_profile(
     captured: Captured,
     *,
     anchors: int = 8,
-    samples: int | None = 4,
+    samples: int | Literal["few"] | None = FEW,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> LagProfile:
@@ -112,25 +114,27 @@ def lag_profile(
     ch. 6), and what the sequences add is known from leaving each out in turn (the jackknife, Efron 1982).
 
     anchors: loss steps to follow, at least 2; all of them if there are no more.
-    samples: sequences of the batch to follow, at least 2; None for all. The whole batch of a module of the user's own.
+    samples: sequences of the batch to follow, at least 2; None for all; "few" for 4, or half of the batch where that is
+             less, so that it stays cheaper than the training step. The whole batch of a module of the user's own.
     dtype:   in what it is computed; float32 takes about half the time of float64.
 
     Raises FlowError for what cannot be followed, as `Captured.flow` does.
     """
-    for what, n in (("anchors", anchors), ("samples", samples)):
+    for what, n in (("anchors", anchors), ("samples", None if samples == FEW else samples)):
         if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 2):
             raise FlowError(f"{what} must be a whole number of at least 2, for one alone has no error bar; came {n!r}")
     generator = torch.Generator().manual_seed(seed)
     batch, index = batch_of([captured]), None
-    if batch is not None and samples is not None and samples < batch:
-        index = torch.randperm(batch, generator=generator)[:samples].sort().values
-    run: Any = sample([captured], index, dtype)[0]._run
+    count = max(2, min(4, (batch or 0) // 2)) if isinstance(samples, str) else samples
+    if batch is not None and count is not None and count < batch:
+        index = torch.randperm(batch, generator=generator)[:count].sort().values
+    run: Any = sample([captured], index, dtype, True)[0]._run
     try:
         run.check()
     except NoFlowError as error:
         if index is None:
             raise
-        raise NoFlowError(f"{run.title}: no gradient enters the {samples} sequences that were drawn") from error
+        raise NoFlowError(f"{run.title}: no gradient enters the {count} sequences that were drawn") from error
     if isinstance(run, StepRun):
         steps = loss_steps(run.entering, len(run.calls))
     else:

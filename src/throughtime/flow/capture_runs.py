@@ -25,6 +25,7 @@ class LayerRun:
 
     calls: list[LayerCall]
     dtype: torch.dtype = torch.float64
+    ahead: bool = False  # whether it is run only to send gradients back through it
     _single: LayerRun | None = None
 
     @property
@@ -40,7 +41,7 @@ class LayerRun:
         for k, directions in enumerate(first.layers):
             for w in directions:
                 for name, v in zip(w._fields, w[:4], strict=False):
-                    if v is not None and not bool(v.isfinite().all()):
+                    if v is not None and not bool(v.sum().isfinite() or v.isfinite().all()):
                         raise BrokenFlowError(f"{self.title}: {name} of layer {k} holds NaN or infinite numbers")
         drawn = [c.masks() for c in self.calls]
         masks: list[Tensor | None] | None = None
@@ -49,7 +50,7 @@ class LayerRun:
         passed = run(
             first.cell, first.layers, x, first.first,
             lengths=first.layout.lengths, skip=first.skip, masks=masks, truncated=first.truncated, name=first.name,
-            dtype=self.dtype,
+            dtype=self.dtype, ahead=0 if self.ahead else None,
         )  # fmt: skip
         for directions_run in passed.recurrences:
             for r in directions_run:
@@ -142,6 +143,7 @@ class LayerRun:
     @cached_property
     def maps(self) -> list[list[dict[str, Tensor]]]:
         """The maps of every layer and direction."""
+        self.ahead = True
         self.check()
         return self.passed.maps(self.outside)
 
@@ -204,6 +206,8 @@ def title(calls: list[Any]) -> str:
 
 def finite(v: Tensor, what: str, lengths: Tensor | None) -> None:
     """Raises FlowError with the first step where v [T, B, .] is NaN or infinite, padding aside."""
+    if bool(v.sum().isfinite()):  # the common case, in one pass
+        return
     bad = (~v.isfinite()).flatten(1).any(1)
     if lengths is not None:
         keep = torch.arange(v.shape[0], device=v.device)[:, None] < lengths

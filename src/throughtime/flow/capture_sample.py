@@ -42,17 +42,20 @@ def work_of(captured: Captured) -> tuple[int, int, int]:
     return T, run.calls[0].x.shape[1], sum(w.numel() for w in weights)
 
 
-def sample(captured: Sequence[Captured], index: Tensor | None, dtype: torch.dtype = torch.float64) -> list[Captured]:
+def sample(
+    captured: Sequence[Captured], index: Tensor | None, dtype: torch.dtype = torch.float64, ahead: bool = False
+) -> list[Captured]:
     """The recurrences of one run of layers over the sequences `index` of the batch, all if None.
 
     All of them share a run of their own, so that what is computed for them goes with them. `captured` are layers and
-    directions of one run of calls. dtype: in what they are computed, float64 or float32.
+    directions of one run of calls. dtype: in what they are computed, float64 or float32. ahead: whether they are run
+    only to send gradients back.
     """
     run = captured[0]._run
     if not isinstance(run, LayerRun):
         return list(captured)
     calls = run.calls if index is None else [_sampled(c, index.to(c.x.device)) for c in run.calls]
-    own = LayerRun(list(calls), dtype)
+    own = LayerRun(list(calls), dtype, ahead)
     return [replace(c, _run=own) for c in captured]
 
 

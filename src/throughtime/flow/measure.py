@@ -51,10 +51,11 @@ def gradient_flow(
     _check(module, x, reverse)
     g = None if isinstance(loss, Tensor) else _entering(module, x, loss, state)
     seq = enter(x, module.batch_first)[0].detach().double()
-    stack = recurrences(module, seq, _states(state, x), dtype)
-    if not -len(stack) <= layer < len(stack):
-        raise FlowError(f"there is no layer {layer}; the module has {len(stack)}, numbered 0..{len(stack) - 1}")
-    layer %= len(stack)
+    n = len(module.layer_weights())
+    if not -n <= layer < n:
+        raise FlowError(f"there is no layer {layer}; the module has {n}, numbered 0..{n - 1}")
+    layer %= n
+    stack = recurrences(module, seq, _states(state, x), dtype, layer)
     passed = PassedStack(stack, module.skip)
     if isinstance(loss, Tensor):
         g = _given(passed, x, loss)
@@ -68,15 +69,21 @@ def gradient_flow(
 
 
 def recurrences(
-    module: StackedLayer, x: Tensor, states: list[Tensor] | None = None, dtype: torch.dtype = torch.float64
+    module: StackedLayer,
+    x: Tensor,
+    states: list[Tensor] | None = None,
+    dtype: torch.dtype = torch.float64,
+    ahead: int | None = None,
 ) -> list[list[Recurrence]]:
     """The recurrences of a stack over x [T, B, D], layer by layer, the forward direction first.
 
     states: the initial ones, each [layers * dirs, B, .]; None for zeros. Without dropout, as in eval mode.
+    ahead: see `throughtime.flow.passed.run`.
     """
     return run(
-        module.step_cell(), module.layer_weights(), x, states, skip=module.skip, truncated=module.truncated, dtype=dtype
-    ).recurrences
+        module.step_cell(), module.layer_weights(), x, states,
+        skip=module.skip, truncated=module.truncated, dtype=dtype, ahead=ahead,
+    ).recurrences  # fmt: skip
 
 
 def _entering(module: StackedLayer, x: Tensor, loss: Callable[[Tensor], Tensor], state: Any) -> Tensor:

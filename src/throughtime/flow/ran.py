@@ -9,14 +9,20 @@ from torch import Tensor
 from throughtime.cells import Cell
 from throughtime.engine import cpu, torch_backend, triton
 from throughtime.engine.backends import choose
+from throughtime.engine.cpu.laid_out import LaidOut, forward_laid_out
 from throughtime.engine.operands import Operands
+from throughtime.engine.rules import with_rule
 from throughtime.engine.tape import Tape
 from throughtime.engine.trace import tape_of
 
+# Bytes that a walk may keep for the gradients that are sent back after it. Where it would be more, they are computed
+# once they are needed, and one layer at a time.
+MOST_KEPT = 1 << 28
+
 
 def kernels_for(v: Operands) -> str | None:
-    """Which kernels run these operands, "cpu" or "triton"; None for torch. What `auto` chooses in training, or what
-    THROUGHTIME_BACKEND asks for."""
+    """Which kernels run these operands, "cpu" or "triton"; None for torch. As for training: what `auto` chooses, or
+    what THROUGHTIME_BACKEND asks for."""
     name = choose("auto", v.x.device.type, v.states[0].dtype, v.x.dtype)[0]
     return name if name in ("cpu", "triton") else None
 
@@ -24,14 +30,28 @@ def kernels_for(v: Operands) -> str | None:
 @torch.no_grad()
 def run_forward(
     cell: Cell, v: Operands, lengths: Tensor | None, reverse: bool
-) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """Every state at every step [T, B, .], the states after the last step [B, .], and the net inputs [T, B, C * H]."""
+) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
+    """Every state at every step [T, B, .], the states after the last step [B, .], and the net inputs [T, B, C * H] if
+    they come with it."""
     tape = tape_of(cell)
     name = kernels_for(v)
     if name is None:
         return torch_backend.forward(tape, *v, lengths, reverse, True)
     sequences, finals, _ = (cpu if name == "cpu" else triton).forward(tape, *v, lengths, reverse, False)
-    return sequences, finals, net_inputs(tape, v, torch_backend.previous(sequences[0], v.states[0], lengths, reverse))
+    return sequences, finals, None
+
+
+@torch.no_grad()
+def run_laid_out(
+    cell: Cell, v: Operands, lengths: Tensor | None, reverse: bool, truncated: bool
+) -> tuple[list[Tensor], list[Tensor], LaidOut] | None:
+    """The same states, and what the step's derivative multiplies by, which the walk keeps on its way.
+
+    None where other kernels run it, or none, and where there would be too much of it.
+    """
+    if kernels_for(v) != "cpu":
+        return None
+    return forward_laid_out(with_rule(tape_of(cell), None, truncated), *v, lengths, reverse, MOST_KEPT)
 
 
 def net_inputs(tape: Tape, v: Operands, h: Tensor) -> Tensor:

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from throughtime.cells import Cell
 from throughtime.engine import torch_backend
+from throughtime.engine.cpu.laid_out import LaidOut
 from throughtime.engine.operands import Operands, operands
 from throughtime.engine.rules import with_rule
 from throughtime.engine.trace import tape_of
 from throughtime.errors import FlowError
 from throughtime.flow.entering import Entering
-from throughtime.flow.ran import run_forward
+from throughtime.flow.ran import net_inputs, run_forward, run_laid_out
 from throughtime.flow.sent import send
 from throughtime.nn.stack import Weights
 
@@ -76,8 +77,23 @@ class Recurrence:
         return operands(self.cell, x, W, U, b_x, b_h, units, matrices, states, self.lengths)
 
     @cached_property
-    def _ran(self) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    def _ran(self) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
         return run_forward(self.cell, self.operands, self.lengths, self.reverse)
+
+    def run_ahead(self) -> None:
+        """Runs it, if it has not run yet, such that gradients can be sent back once without computing its steps again.
+
+        For those who are about to do so: what is kept for it is given up once it is used.
+        """
+        if "_ran" in self.__dict__:
+            return
+        found = run_laid_out(self.cell, self.operands, self.lengths, self.reverse, self.truncated)
+        if found is not None:
+            self.__dict__["_ran"], self.__dict__["_laid_out"] = (*found[:2], None), found[2]
+
+    def laid_out(self) -> LaidOut | None:
+        """What `run_ahead` kept, once; None if it is not there."""
+        return self.__dict__.pop("_laid_out", None)
 
     @property
     def sequences(self) -> list[Tensor]:
@@ -94,10 +110,14 @@ class Recurrence:
         """The state that is shown, [T, B, P] float64."""
         return self.sequences[0]
 
-    @property
+    @cached_property
     def z(self) -> Tensor:
         """The net inputs of all columns side by side, [T, B, C * H] float64."""
-        return self._ran[2]
+        if self._ran[2] is not None:
+            return self._ran[2]
+        v = self.operands
+        h = torch_backend.previous(self.sequences[0], v.states[0], self.lengths, self.reverse)
+        return net_inputs(tape_of(self.cell), v, h)
 
     @property
     def net_inputs(self) -> dict[str, Tensor]:

@@ -38,6 +38,8 @@ def check_finite(recurrence: Recurrence) -> None:
     """Raises BrokenFlowError, with the first step, where a state of the recurrence is NaN or infinite."""
     keep = valid(recurrence)
     for name, sequence in zip(recurrence.cell.states, recurrence.sequences, strict=True):
+        if bool(sequence.sum().isfinite()):  # the common case, in one pass
+            continue
         bad = (~sequence.isfinite()).any(-1) & keep
         if bad.any():
             t = next(t for t in order(recurrence) if bad[t].any())

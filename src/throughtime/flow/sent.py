@@ -54,10 +54,14 @@ def prepared(r: Recurrence) -> by_cpu.Prepared | by_triton.Prepared | None:
     name = kernels_for(v)
     if name is None:
         return None
+    tape = with_rule(tape_of(r.cell), None, r.truncated)
+    laid = r.laid_out()
+    if laid is not None:
+        H, P = v.b.shape[0] // len(tape.columns), v.states[0].shape[1]
+        return by_cpu.prepare_laid_out(tape, laid, H, P, v.W, v.U, v.matrices, r.lengths, r.reverse, r.truncated)
     prepare: Callable[..., by_cpu.Prepared | by_triton.Prepared]
     prepare = by_cpu.prepare if name == "cpu" else by_triton.prepare
     before = [previous(s, first, r.lengths, r.reverse) for s, first in zip(r.sequences, v.states, strict=True)]
-    tape = with_rule(tape_of(r.cell), None, r.truncated)
     return prepare(tape, r.z, v.W, v.U, v.units, v.matrices, before, r.lengths, r.reverse, r.truncated, r.dtype)
 
 

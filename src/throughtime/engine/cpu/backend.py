@@ -51,16 +51,33 @@ def forward(
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """States at every step [T, B, .], last states [B, .], and if `save` what `backward` wants of them, [T, B, K]."""
     _agree(x, W, U, matrices, states)
-    T, B, D = x.shape
-    dtype, batch = states[0].dtype, packed_batch(T, B, lengths)
+    batch = packed_batch(x.shape[0], x.shape[1], lengths)
+    return forward_rows(tape, batch, x, W, U, b, units, matrices, states, reverse, save)
+
+
+def forward_rows(
+    tape: Tape,
+    batch: PackedBatch,
+    x: Tensor,
+    W: Tensor,
+    U: Tensor,
+    b: Tensor,
+    units: Sequence[Tensor],
+    matrices: Sequence[Tensor],
+    states: Sequence[Tensor],
+    reverse: bool,
+    save: bool,
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """`forward` on a batch made ready; rows [rows, .] in place of [T, B, .] where the batch is one of packed rows."""
+    D, dtype = x.shape[-1], states[0].dtype
     p = plan(tape, batch.rows, batch.running, D, W, b, matrices, states, everything(tape) if save else None)
     kept = batch.room(p.kept_row, dtype, whole=True) if save else _NOTHING
     if batch.rows == 0:
-        return [s.new_zeros(T, *s.shape) for s in states], [s.clone() for s in states], kept
+        return [s.new_zeros(batch.T, *s.shape) for s in states], [s.clone() for s in states], kept
     sequences = [batch.room(w, dtype) for w in p.sizes.states]
     first = [batch.sorted(s.contiguous()) for s in states]
-    finals = [torch.empty((B, w), dtype=dtype) for w in p.sizes.states]
-    if batch.running < B:  # sequences of no steps keep the state that they have
+    finals = [torch.empty((batch.B, w), dtype=dtype) for w in p.sizes.states]
+    if batch.running < batch.B:  # sequences of no steps keep the state that they have
         for last, begin in zip(finals, first, strict=True):
             last[batch.running :] = begin[batch.running :]
     x_rows = batch.gather(x.contiguous())
@@ -89,16 +106,42 @@ def backward(
 ) -> list[Tensor]:
     """Gradients in the order x (empty unless need_dx), W, U, b, units, matrices, states."""
     _agree(x, W, U, matrices, states)
-    T, B, D = x.shape
-    dtype, batch = states[0].dtype, packed_batch(T, B, lengths)
+    batch = packed_batch(x.shape[0], x.shape[1], lengths)
+    return backward_rows(
+        tape, batch, x, W, U, b, units, matrices, states, sequences, saved, d_sequences, d_finals, reverse, truncated,
+        need_dx,
+    )  # fmt: skip
+
+
+def backward_rows(
+    tape: Tape,
+    batch: PackedBatch,
+    x: Tensor,
+    W: Tensor,
+    U: Tensor,
+    b: Tensor,
+    units: Sequence[Tensor],
+    matrices: Sequence[Tensor],
+    states: Sequence[Tensor],
+    sequences: Sequence[Tensor],
+    saved: Tensor,
+    d_sequences: Sequence[Tensor],
+    d_finals: Sequence[Tensor],
+    reverse: bool,
+    truncated: bool,
+    need_dx: bool,
+) -> list[Tensor]:
+    """`backward` on a batch made ready; rows [rows, .] in place of [T, B, .] where the batch is one of packed rows."""
+    D, dtype = x.shape[-1], states[0].dtype
     if batch.rows == 0:
         nothing = torch.zeros_like(x) if need_dx else x.new_empty(0)
         return [nothing, *(torch.zeros_like(v) for v in (W, U, b, *units, *matrices)), *(d.clone() for d in d_finals)]
     shown = tuple(not _is_zero(d) for d in d_sequences)
     p = plan(tape, batch.rows, batch.running, D, W, b, matrices, states, shown)
-    if tuple(saved.shape) != (T, B, p.kept_row) or saved.dtype != dtype or not saved.is_contiguous():
+    kept = batch.shape(p.kept_row, whole=True)
+    if tuple(saved.shape) != kept or saved.dtype != dtype or not saved.is_contiguous():
         raise BackendError(
-            f"the backward pass needs what the forward pass kept, {[T, B, p.kept_row]} in {dtype}; came "
+            f"the backward pass needs what the forward pass kept, {list(kept)} in {dtype}; came "
             f"{list(saved.shape)} in {saved.dtype}: run forward with save=True on the same tensors"
         )
     first = [batch.sorted(s.contiguous()) for s in states]
@@ -118,7 +161,7 @@ def _entering(d: Tensor, there: bool, batch: PackedBatch) -> Tensor | None:
     # One row stands for all, as the gradient of a plain sum over steps and sequences has it.
     if not there:
         return None
-    return d[0, 0].contiguous() if d.stride()[:2] == (0, 0) else batch.gather(d.contiguous())
+    return batch.gather(d.contiguous()) if any(d.stride()[:-1]) else d[(0,) * (d.dim() - 1)].contiguous()
 
 
 def _agree(x: Tensor, W: Tensor, U: Tensor, matrices: Sequence[Tensor], states: Sequence[Tensor]) -> None:
@@ -133,7 +176,7 @@ def _plain(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 def _is_zero(d: Tensor) -> bool:
     # Autograd's zero for an output that the loss does not see: one number for all. Read without a tensor operation.
-    if d.stride() != (0, 0, 0) or not d.numel():
+    if any(d.stride()) or not d.numel():
         return False
     kind = ctypes.c_double if d.dtype == torch.float64 else ctypes.c_float
     return kind.from_address(d.data_ptr()).value == 0

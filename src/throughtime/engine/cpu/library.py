@@ -82,7 +82,7 @@ class MapCall(ctypes.Structure):
         ("base_of", POINTER),
         ("factors", NUMBER),
         *_fields(POINTER, "total_kind total_at"),
-        *_fields(NUMBER, "rows block parts n_kept kept_row"),
+        *_fields(NUMBER, "rows block parts apart n_kept kept_row"),
         *_fields(POINTER, "state_widths lengths loss_steps starts kept units Wt Ut matrices turned_matrices"),
         *_fields(POINTER, "direct above input_slope dx sizes arrived"),
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from throughtime.engine.cpu import library, plan
 from throughtime.engine.cpu.backend import refusal
 from throughtime.engine.cpu.call import addresses
 from throughtime.engine.cpu.compiled import Compiled, arrange, ints, sizes_of
+from throughtime.engine.cpu.laid_out import LaidOut
 from throughtime.engine.cpu.library import MapCall
 from throughtime.engine.cpu.lower import lower
 from throughtime.engine.cpu.packing import Packed, layout, pack, panels_array
@@ -24,8 +25,8 @@ from throughtime.engine.linear import LinearStep, laid_out, linear_step
 from throughtime.engine.tape import Tape
 from throughtime.errors import BackendError
 
-# Rows of a block: what they send back stays in the second-level cache beside the recurrent weights.
-BLOCK = 128
+# Rows of a block, at most: all of them share one folding of the recurrent weights at each step.
+BLOCK = 256
 # Tasks for each thread, at least, where there is enough to share out: they are not of one length.
 TASKS = 4
 # Where the total gradient of a state stands, as the kernels number it; see `LinearStep.totals`.
@@ -35,7 +36,8 @@ KINDS = {"own": 0, "base": 1, "given": 2}
 class Arrived(NamedTuple):
     """What arrived at each step from each loss step that was followed, rows as they were asked for.
 
-    sizes:  ||dL_t/dz_k||, then ||dL_t/ds_k|| of each state, over the batch: [1 + S, rows, T] float64.
+    sizes:  ||dL_t/dz_k||, then ||dL_t/ds_k|| of each state, over the batch: [1 + S, rows, T] float64; or of each
+            sequence by itself [1 + S, B, rows, T].
     dx:     dL_t/dx_k [rows, T, B, D] float64, or None.
     values: dL_t/dz_k [rows, T, B, C * H] and dL_t/ds_k of each state [rows, T, B, .] float64, or None.
     """
@@ -101,35 +103,7 @@ class Prepared:
         above:  what enters each state at every step from every row, [rows, T, B, .].
         input_slope: the derivative of the cell's map of x before W, [T, B, D].
         """
-        T, B, S = self.T, self.B, len(self.states)
-        starts = list(loss_steps) if above is None else self._starts(loss_steps, direct, above)
-        order = sorted(range(len(loss_steps)), key=lambda i: starts[i], reverse=not self.reverse)
-        n = len(order)
-        threads = torch.get_num_threads()
-        if n * T // 2 * B * self.multiplications < plan.SMALL:
-            threads = 1
-        sharing = -(-TASKS * threads // max(1, B)) if threads > 1 else 1
-        block = max(1, min(BLOCK, -(-n // sharing)))
-        blocks = -(-n // block)
-        parts = min(B, -(-TASKS * threads // max(1, blocks))) if threads > 1 else 1
-        sizes = torch.zeros(max(1, parts), 1 + S, n, T, dtype=torch.float64)
-        dx = torch.zeros(n, T, B, self.D, dtype=torch.float64) if want_dx else None
-        values = None
-        if want_values:
-            values = [torch.zeros(n, T, B, w, dtype=torch.float64) for w in (len(self.columns) * self.H, *self.states)]
-        if n and B:
-            direct = None if direct is None else [None if v is None else _plain(v) for v in direct]
-            above = None if above is None else [None if v is None else _plain(_picked(v, order)) for v in above]
-            slope = None if input_slope is None else _plain(input_slope)
-            self._call(
-                [loss_steps[i] for i in order], [starts[i] for i in order], direct, above, slope, dx, sizes, values,
-                block, parts, threads,
-            )  # fmt: skip
-        back = torch.tensor(order).argsort()
-        if order != list(range(n)):
-            dx = None if dx is None else dx[back]
-            values = None if values is None else [v[back] for v in values]
-        return Arrived(sizes[0][:, back], dx, values)
+        return self._send(loss_steps, direct, above, want_dx, input_slope, want_values, False)
 
     def send_each_back(
         self,
@@ -142,20 +116,49 @@ class Prepared:
         want_values: bool = False,
     ) -> Arrived:
         """The same with the sizes of each sequence by itself: [1 + S, B, rows, T]."""
-        found = []
-        for b in range(self.B):
-            here = slice(b, b + 1)
-            lengths = None if self.lengths is None else self.lengths[here]
-            one = replace(self, B=1, kept=self.kept[:, here].contiguous(), lengths=lengths)
-            enters = None if direct is None else [None if v is None else v[:, here] for v in direct]
-            from_above = None if above is None else [None if v is None else v[:, :, here] for v in above]
-            slope = None if input_slope is None else input_slope[:, here]
-            options = {"want_dx": want_dx, "input_slope": slope, "want_values": want_values}
-            found.append(one.send_back(loss_steps, enters, from_above, **options))  # type: ignore[arg-type]
-        sizes = torch.stack([a.sizes for a in found], 1)
-        dx = torch.cat([a.dx for a in found if a.dx is not None], 2) if want_dx else None
-        each = [a.values for a in found if a.values is not None]
-        return Arrived(sizes, dx, [torch.cat(v, 2) for v in zip(*each, strict=True)] if want_values else None)
+        return self._send(loss_steps, direct, above, want_dx, input_slope, want_values, True)
+
+    def _send(
+        self,
+        loss_steps: Sequence[int],
+        direct: Sequence[Tensor | None] | None,
+        above: Sequence[Tensor | None] | None,
+        want_dx: bool,
+        input_slope: Tensor | None,
+        want_values: bool,
+        apart: bool,
+    ) -> Arrived:
+        T, B, S = self.T, self.B, len(self.states)
+        starts = list(loss_steps) if above is None else self._starts(loss_steps, direct, above)
+        order = sorted(range(len(loss_steps)), key=lambda i: starts[i], reverse=not self.reverse)
+        n = len(order)
+        threads = torch.get_num_threads()
+        if n * T // 2 * B * self.multiplications < plan.SMALL:
+            threads = 1
+        sharing = -(-TASKS * threads // max(1, B)) if threads > 1 else 1
+        block = max(1, min(BLOCK, -(-n // sharing)))
+        blocks = -(-n // block)
+        parts = min(B, -(-TASKS * threads // max(1, blocks))) if threads > 1 else 1
+        parts = max(1, B if apart else parts)
+        sizes = torch.zeros(parts, 1 + S, T, n, dtype=torch.float64)
+        dx = torch.zeros(n, T, B, self.D, dtype=torch.float64) if want_dx else None
+        values = None
+        if want_values:
+            values = [torch.zeros(n, T, B, w, dtype=torch.float64) for w in (len(self.columns) * self.H, *self.states)]
+        if n and B:
+            direct = None if direct is None else [None if v is None else _plain(v) for v in direct]
+            above = None if above is None else [None if v is None else _plain(_picked(v, order)) for v in above]
+            slope = None if input_slope is None else _plain(input_slope)
+            self._call(
+                [loss_steps[i] for i in order], [starts[i] for i in order], direct, above, slope, dx, sizes, values,
+                block, parts, apart, threads,
+            )  # fmt: skip
+        back = torch.tensor(order).argsort()
+        if order != list(range(n)):
+            dx = None if dx is None else dx[back]
+            values = None if values is None else [v[back] for v in values]
+        sizes = sizes.mT[..., back, :]  # [parts, 1 + S, rows, T]
+        return Arrived(sizes[:B].transpose(0, 1) if apart else sizes[0], dx, values)
 
     def _starts(
         self, loss_steps: Sequence[int], direct: Sequence[Tensor | None] | None, above: Sequence[Tensor | None]
@@ -171,7 +174,7 @@ class Prepared:
         never = self.T if self.reverse else -1
         return torch.where(enters.any(1), first, never).tolist()
 
-    def _call(self, loss_steps, starts, direct, above, slope, dx, sizes, values, block, parts, threads) -> None:
+    def _call(self, loss_steps, starts, direct, above, slope, dx, sizes, values, block, parts, apart, threads) -> None:
         T, B, C = self.T, self.B, arrange(self.columns)
         lengths = [T] * B if self.lengths is None else self.lengths.tolist()
         step = self.step
@@ -194,7 +197,7 @@ class Prepared:
             dtype=self.dtype == torch.float64, threads=threads, bases=step.bases,
             bases_x=sum(r < 2 for r in step.base_ranks), base_h=sum(r < 1 for r in step.base_ranks),
             base_of=ctypes.addressof(folded[0]), factors=self.factors, total_kind=ctypes.addressof(folded[1]),
-            total_at=ctypes.addressof(folded[2]), rows=len(loss_steps), block=block, parts=parts,
+            total_at=ctypes.addressof(folded[2]), rows=len(loss_steps), block=block, parts=parts, apart=apart,
             n_kept=self.n_kept, kept_row=self.kept.shape[-1], state_widths=widths, lengths=ends, loss_steps=losses,
             starts=begins, kept=self.kept.data_ptr(), units=units, Wt=self.W.address, Ut=self.U.address,
             matrices=matrices, turned_matrices=turned, direct=from_direct, above=from_above,
@@ -226,13 +229,28 @@ def prepare(
         raise BackendError(f'{why}; choose backend="torch"')
     if dtype not in (torch.float32, torch.float64):
         raise BackendError(f"the gradient is followed in float64 or float32; came {dtype}")
-    lib, C = library.load(), arrange(tape.columns)
-    T, B = z.shape[:2]
-    H = z.shape[2] // len(tape.columns)
-    step = linear_step(tape)
-    kept, kept_widths, unit_values = laid_out(step, z, before, units, matrices, C.order, plan.padded_row, dtype)
-    sizes = sizes_of(tape, H, before[0].shape[-1], [(int(m.shape[0]), int(m.shape[1])) for m in matrices])
-    program = _compiled(step, sizes, kept_widths)
+    order, H = arrange(tape.columns).order, z.shape[2] // len(tape.columns)
+    laid = LaidOut(*laid_out(linear_step(tape), z, before, units, matrices, order, plan.padded_row, dtype))
+    return prepare_laid_out(tape, laid, H, before[0].shape[-1], W, U, matrices, lengths, reverse, truncated)
+
+
+def prepare_laid_out(
+    tape: Tape,
+    laid: LaidOut,
+    H: int,
+    P: int,
+    W: Tensor,
+    U: Tensor,
+    matrices: Sequence[Tensor],
+    lengths: Tensor | None,
+    reverse: bool,
+    truncated: bool,
+) -> Prepared:
+    """The same from what the linear steps multiply by, in its dtype; P: how wide the first state is, H the others."""
+    lib, C, step, dtype = library.load(), arrange(tape.columns), linear_step(tape), laid.kept.dtype
+    T, B = laid.kept.shape[:2]
+    sizes = sizes_of(tape, H, P, [(int(m.shape[0]), int(m.shape[1])) for m in matrices])
+    program = _compiled(step, sizes, laid.widths)
     lanes, isa, threads = lib.tt_lanes(int(dtype == torch.float64)), lib.tt_current(), torch.get_num_threads()
     width, padded = lanes * min(lib.tt_panel_vectors(), max(1, -(-H // lanes))), -(-H // lanes) * lanes
 
@@ -241,7 +259,7 @@ def prepare(
 
     x_blocks, h_blocks = C.x_blocks[: C.nx], C.h_blocks[C.h0 :]
     return Prepared(
-        T, B, H, sizes.states, dtype, step, program, len(kept_widths), sum(kept_widths), kept, unit_values,
+        T, B, H, sizes.states, dtype, step, program, len(laid.widths), sum(laid.widths), laid.kept, laid.units,
         packed(U, False, h_blocks, H, padded), packed(W, False, x_blocks, H, padded),
         [packed(m, True, (0,), m.shape[0], m.shape[0]) for m in matrices],
         [packed(m, False, (0,), m.shape[0], m.shape[0]) for m in matrices],

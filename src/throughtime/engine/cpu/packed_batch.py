@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from throughtime.engine.cpu import library
 from throughtime.engine.cpu.library import ForwardCall
 from throughtime.engine.cpu.memory import fresh
+from throughtime.errors import ShapeError
 
 
 class PackedBatch:
@@ -41,11 +43,14 @@ class PackedBatch:
 
         whole: [T, B, n] in any case, zero behind the packed rows.
         """
-        shape = (self.T, self.B, n) if whole or self.index is None else (self.rows, n)
-        out = fresh(shape, dtype)
+        out = fresh(self.shape(n, whole), dtype)
         if whole and self.index is not None:
             out.view(self.T * self.B, n)[self.rows :].zero_()
         return out
+
+    def shape(self, n: int, whole: bool = False) -> tuple[int, ...]:
+        """The shape of what `room` gives."""
+        return (self.T, self.B, n) if whole or self.index is None else (self.rows, n)
 
     def gather(self, a: Tensor) -> Tensor:
         """[T, B, n], contiguous -> [rows, n]; as it is without lengths."""
@@ -80,6 +85,38 @@ class PackedBatch:
         return out
 
 
+class PackedRows(PackedBatch):
+    """A batch that comes and goes as packed rows [rows, n]: step t has sizes[t] of them, the longest sequence first.
+
+    Raises ShapeError for sizes that grow, or that are none.
+    """
+
+    def __init__(self, sizes: tuple[int, ...]):
+        if not sizes or sizes[-1] < 1 or any(a < b for a, b in pairwise(sizes)):
+            raise ShapeError(
+                "batch_sizes must say how many sequences are still running at each step, at least 1 and never more "
+                f"than before; came {list(sizes[:8])}{'...' if len(sizes) > 8 else ''}"
+            )
+        ends = list(accumulate(sizes))
+        self.T, self.B = len(sizes), sizes[0]
+        self.offset, self.rows, self.running = (ctypes.c_int64 * (self.T + 1))(0, *ends), ends[-1], self.B
+        self.index, self.sizes = None, sizes
+
+    def shape(self, n: int, whole: bool = False) -> tuple[int, ...]:
+        return (self.rows, n)
+
+    @cached_property
+    def places(self) -> Tensor:
+        """Where each row stands in [T * B]: to pad it, and to pack it again."""
+        there = torch.arange(self.B) < torch.tensor(self.sizes)[:, None]
+        return torch.arange(self.T * self.B)[there.view(-1)]
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        """How many steps each sequence has, [B]."""
+        return (torch.arange(self.B) < torch.tensor(self.sizes)[:, None]).sum(0)
+
+
 def packed_batch(T: int, B: int, lengths: Tensor | None) -> PackedBatch:
     """The batch of these lengths; the last few are kept, for the backward pass comes after the forward pass."""
     return PackedBatch(T, B, None) if lengths is None else _packed(T, B, tuple(lengths.tolist()))
@@ -89,6 +126,13 @@ def packed_batch(T: int, B: int, lengths: Tensor | None) -> PackedBatch:
 def _packed(T: int, B: int, lengths: tuple[int, ...]) -> PackedBatch:
     with torch.inference_mode(False):
         return PackedBatch(T, B, torch.tensor(lengths, dtype=torch.int64))
+
+
+@lru_cache(maxsize=4)
+def packed_rows(sizes: tuple[int, ...]) -> PackedRows:
+    """The batch of these sizes; the last few are kept, for the backward pass and the next layer come after."""
+    with torch.inference_mode(False):
+        return PackedRows(sizes)
 
 
 @lru_cache(maxsize=64)

@@ -17,8 +17,9 @@ from throughtime.engine.cpu.packing import Layout, layout
 from throughtime.engine.cpu.program import Sizes
 from throughtime.engine.tape import Tape
 
-# Rows of a chunk of steps, over the whole batch: its net inputs stay in the second-level cache.
-CHUNK = 256
+# Rows of a chunk of steps, over the whole batch: its net inputs stay in the second-level cache. Where they are too wide
+# for that, longer chunks read and write the gradients of the weights less often.
+CHUNK, WIDE, WIDE_CHUNK = 256, 1 << 20, 512
 # Below this many multiply-adds a call runs on one thread: waking the others costs more.
 SMALL = 1 << 19
 
@@ -98,6 +99,7 @@ def _make(
     padded = -(-H // lanes) * lanes
     x_blocks, h_blocks = C.x_blocks[: C.nx], C.h_blocks[C.h0 :]
     kept_row = padded_row(full.forward.kept_row)
+    chunk = WIDE_CHUNK if CHUNK * len(C.order) * H * dtype.itemsize > WIDE else CHUNK
 
     def how(turned: bool, blocks: tuple[int, ...], n: int, up_to: int) -> Layout:
         return layout(turned, blocks, n, up_to, width, pairs, isa)
@@ -112,7 +114,7 @@ def _make(
         return ForwardCall(
             program=program, column_of=at(column_of), state_widths=at(state_widths), D=D, H=H, P=sizes.states[0],
             S=len(sizes.states), n_units=len(tape.names("w")), C=len(C.order), nx=C.nx, h0=C.h0, nh=C.nh, dtype=double,
-            pairs=pairs, threads=threads, kept_row=kept_row, chunk=CHUNK, row_groups=row_groups,
+            pairs=pairs, threads=threads, kept_row=kept_row, chunk=chunk, row_groups=row_groups,
         )  # fmt: skip
 
     back = programs.backward

@@ -9,7 +9,12 @@
 #include <cstring>
 
 #include "kernels.h"
+#include "phases.h"
 #include "scratch.h"
+
+#ifdef TT_PHASES
+PhaseClock phase_clocks[64];
+#endif
 
 namespace portable { extern const Kernels kernels; }
 #if defined(__x86_64__)
@@ -183,6 +188,11 @@ int64_t tt_layout(int64_t which) {
                              sizeof(tt_map_call)};
     return which >= 0 && which < 6 ? sizes[which] : -1;
 }
+
+#ifdef TT_PHASES
+// Ticks of the processor's clock that a thread has spent in a phase; only in this build.
+TT_API int64_t tt_phase(int64_t thread, int64_t phase) { return phase_clocks[thread & 63].ticks[phase]; }
+#endif
 
 double tt_peak(int64_t dtype, int64_t threads, double seconds) {
     double total = 0;

@@ -44,7 +44,7 @@ template <class T, bool PAIRS> struct Backward {
     Backward(const tt_backward_call& b, const Part& part, Arrivals* lines, const Shared<T>& shared)
         : b(b), c(b.pass), shared(shared), s(c, part, lines, shared.steps, c.matrices, b.turned_matrices, b.Wt->width),
           Wt(*b.Wt), Ut(*b.Ut), all(lines + part.threads, 0, part.threads, part.thread),
-          gradients(shared.most_rows, most_units()), batch{c, {0, c.B}}, own(share(c.H, 6, part.thread, part.threads)),
+          gradients(shared.most_rows, most_units(), most_columns()), batch{c, {0, c.B}}, own(share(c.H, 6, part.thread, part.threads)),
           d_units(shared.d_units + part.thread / part.columns * c.n_units * shared.padded),
           row_at(take<const void*>(shared.most_rows)), dx_words(PAIRS ? take<T>(64 * (Wt.K + 1)) : nullptr),
           blocks(take<Block<T>>(c.C)) {
@@ -67,6 +67,13 @@ template <class T, bool PAIRS> struct Backward {
         return n;
     }
 
+    // The widest right side.
+    long most_columns() const {
+        long n = most(c.D, c.P);
+        for (long i = 0; i < b.n_matrices; i++) n = most<long>(n, b.matrix_shapes[2 * i + 1]);
+        return n;
+    }
+
     void run() {
         int turn = 0;
         // The chunks of the forward direction, the last first.
@@ -86,6 +93,7 @@ template <class T, bool PAIRS> struct Backward {
     }
 
     void one(long step, Range span, int turn) {
+        enter_phase(s.part.thread, Phase::step_backward);
         const long t = s.clock.time(step), old_t = step ? s.clock.time(step - 1) : 0;
         const long rows = s.clock.running(t), continued = s.clock.continued(step);
         const long first_row = s.clock.row(t) - span.from;
@@ -107,6 +115,7 @@ template <class T, bool PAIRS> struct Backward {
             if (!(s.p.ds_written >> k & 1)) clear(k, rows);
         if (product || s.p.stages > 1) s.barrier.wait();
         if (!product || rows == 0) return;
+        enter_phase(s.part.thread, Phase::state_gradient);
         const long w = c.state_widths[0], K = c.nh * s.padded;
         T* ds = (T*)b.ds[0] + s.part.rows.from * w;
         const Range u = s.part.units(w, s.panel);
@@ -144,6 +153,7 @@ template <class T, bool PAIRS> struct Backward {
     }
 
     void weight_gradients(long from, long to, Range span, int turn, bool add) {
+        enter_phase(s.part.thread, Phase::weight_gradient);
         const long rows = span.size(), row = shared.dz_row;
         T* dz = shared.dz[turn] + own.from;
         const long x_bytes = c.D * (b.x_bf16 ? 2 : (long)sizeof(T));
@@ -157,6 +167,7 @@ template <class T, bool PAIRS> struct Backward {
                 blocks[g] = {{dz + k * s.padded, row}, (T*)b.dU + (b.h_blocks[k] * c.H + own.from) * c.P, add};
             gradients.outer(blocks, c.nh, {row_at, c.P, false}, own.size(), rows);
         }
+        enter_phase(s.part.thread, Phase::sums);
         for (long k = 0; k < c.C; k++)
             gradients.column_sums((T*)b.db + c.column_of[k] * c.H + own.from, {dz + k * s.padded, row}, own.size(), rows, add);
         for (long i = 0; i < b.n_pairs; i++) matrix_gradient(b.pairs_of + 3 * i, rows, turn, add);
@@ -190,6 +201,7 @@ template <class T, bool PAIRS> struct Backward {
     }
 
     void input_gradient(Range span, int turn) {
+        enter_phase(s.part.thread, Phase::input_gradient);
         const Range own_rows = share(span.size(), 1, s.part.thread, s.part.threads);
         const long block = PAIRS ? 64 : most(own_rows.size(), 1l);
         for (long r = own_rows.from; r < own_rows.to; r += block) {

@@ -35,6 +35,7 @@ template <class T, bool PAIRS> struct Forward {
 
     // zx = bias + x W^T for the own rows and units of steps [from, to).
     void project(long from, long to) {
+        enter_phase(s.part.thread, Phase::projection);
         const Range span = s.clock.span(from, to);
         const T* x = (const T*)c.x + span.from * W.K;
         long n = 0;
@@ -72,6 +73,7 @@ template <class T, bool PAIRS> struct Forward {
     }
 
     void part_of_stage(long stage, long t, long old_t, bool fresh, long m0, long m1, long zx_start) {
+        enter_phase(s.part.thread, Phase::step_forward);
         for (int i = 0; i < s.p.n_places; i++) {
             if (s.set_common(i, t, old_t, fresh)) continue;
             const long k = s.p.places[i].index;  // TT_Z
@@ -97,6 +99,7 @@ template <class T, bool PAIRS> struct Forward {
         const long block = most<long>(1, 1024 / (rows * s.panel)) * s.panel;
         for (long u = own.from; u < own.to; u += block) {
             const long past = least(u + block, own.to);
+            enter_phase(s.part.thread, Phase::recurrence);
             for (long g = 0; g < c.nh; g++) {
                 const long k = c.h0 + g;
                 const bool sum = k < c.nx;
@@ -105,6 +108,7 @@ template <class T, bool PAIRS> struct Forward {
                                     sum ? zx + (zx_start + m0) * zx_row + k * s.padded : bias + k * s.padded,
                                     sum ? zx_row : 0, 0}, false);
             }
+            enter_phase(s.part.thread, Phase::step_forward);
             for (long i = 0; i < s.p.n_sweeps; i++)
                 if (s.p.sweeps[i].stage == 0 && s.p.sweeps[i].width == c.H)
                     s.tape.sweep(s.p.sweeps[i], s.frame, rows, u, past);

@@ -21,35 +21,47 @@ template <class T> struct Block {
     bool add;
 };
 
+// Units of the left side that stay near while every panel of the right side passes.
+constexpr long units_at_once = 192;
+
 template <class T, bool PAIRS> struct Gradients {
     const long most_rows;
-    T* panel;   // [rows, panel width] of the right side
+    const long most_panels;
+    T* panels;  // the right side, [rows, panel width] each
     T* left;    // bf16: pairs of rows of the left side
 
-    Gradients(long most_rows, long most_units)
-        : most_rows(most_rows), panel(take<T>(most_rows * widest * lanes<T>)),
+    Gradients(long most_rows, long most_units, long most_columns)
+        : most_rows(most_rows), most_panels(least(16l, (most_columns - 1) / (widest * lanes<T>) + 1)),
+          panels(take<T>(most_panels * most_rows * widest * lanes<T>)),
           left(PAIRS ? take<T>((most_rows / 2 + 1) * most_units) : nullptr) {}
 
     // d[units, width] (+)= a^T b for each of `n_blocks` pairs of a left side a [rows, units] and its rows d of a gradient.
-    // The right side is copied once for all of them, a panel at a time.
+    // The right side is copied into panels, once for all of them.
     void outer(const Block<T>* blocks, int n_blocks, Rows b, long units, long rows) {
         if (units <= 0) return;
         constexpr int L = lanes<T>;
         const long words = PAIRS ? (rows + 1) / 2 : rows;
         if constexpr (PAIRS)
             for (int i = 0; i < n_blocks; i++) join_rows(left + i * words * units, blocks[i].a, units, rows);
-        for (long n = 0; n < b.width; n += widest * L) {
-            const long left_over = b.width - n;
-            const int vectors = least<long>(widest, (left_over + L - 1) / L);
-            copy_panel(b, n, vectors * L, rows);
-            const int part = least<long>(left_over - (vectors - 1) * L, L);
-            for (int i = 0; i < n_blocks; i++) {
-                Left<T> A = {blocks[i].a.base, 1, blocks[i].a.row};
-                if constexpr (PAIRS) A = {left + i * words * units, 1, units};
-                T* d = blocks[i].d + n;
-                times_panel<T, true, PAIRS>(units, words, A, panel, vectors,
-                                            {d, b.width, blocks[i].add ? d : nullptr, b.width, part});
-            }
+        constexpr long wide = widest * L;
+        for (long first = 0; first < b.width; first += most_panels * wide) {
+            const long past = least(b.width, first + most_panels * wide);
+            for (long n = first; n < past; n += wide)
+                copy_panel(b, n, round_up(least(wide, b.width - n), L), rows, panels + (n - first) * words);
+            // Some units of the left side at a time, which stay near for all panels.
+            const long some = past - first > wide ? units_at_once : units;
+            for (int i = 0; i < n_blocks; i++)
+                for (long u = 0; u < units; u += some)
+                    for (long n = first; n < past; n += wide) {
+                        const long left_over = b.width - n;
+                        const int vectors = least<long>(widest, (left_over + L - 1) / L);
+                        const int part = least<long>(left_over - (vectors - 1) * L, L);
+                        Left<T> A = {blocks[i].a.base + u, 1, blocks[i].a.row};
+                        if constexpr (PAIRS) A = {left + i * words * units + u, 1, units};
+                        T* d = blocks[i].d + u * b.width + n;
+                        times_panel<T, true, PAIRS>(least(some, units - u), words, A, panels + (n - first) * words, vectors,
+                                                    {d, b.width, blocks[i].add ? d : nullptr, b.width, part});
+                    }
         }
     }
 
@@ -84,9 +96,8 @@ template <class T, bool PAIRS> struct Gradients {
     static TT_INLINE uint32_t half(uint16_t a) { return a; }
     static TT_INLINE uint32_t half(float a) { return to_bf16(a); }
 
-    void copy_panel(Rows b, long n, long width, long rows) {
+    void copy_panel(Rows b, long n, long width, long rows, T* d) {
         const long real = least(width, b.width - n);
-        T* d = panel;
         for (long k = 0; k < rows; k += PAIRS ? 2 : 1, d += width) {
             if constexpr (PAIRS) {
                 const void *low = b.at[k], *high = k + 1 < rows ? b.at[k + 1] : nullptr;

@@ -107,6 +107,7 @@ typedef struct {
     int64_t factors;                /* where a row of kept has a column's factor [H] of its base; each base's squares follow */
     const int64_t *total_kind, *total_at; /* S: 0 in kept[n_kept + at] of the program, 1 in base `at`, 2 in ds before the step */
     int64_t rows, block, parts;     /* rows are shared out in blocks, the sequences of each in parts */
+    int64_t apart;                  /* the sizes of each part stay by themselves */
     int64_t n_kept, kept_row;
     const int64_t* state_widths;    /* S */
     const int64_t* lengths;         /* B: how many steps each sequence has */
@@ -118,7 +119,7 @@ typedef struct {
     const void* const* above;       /* NULL or S x ([rows, T, B, width] or NULL): enters at every step */
     const void* input_slope;        /* NULL or [T, B, D]: what dx is multiplied by */
     void* dx;                       /* NULL or [rows, T, B, D] */
-    double* sizes;                  /* [parts, 1 + S, rows, T], zero: ||dz||, ||ds|| over the batch; in part 0 at the end */
+    double* sizes;                  /* [parts, 1 + S, T, rows], zero: ||dz||, ||ds|| over the batch; in part 0 at the end */
     void* const* arrived;           /* NULL or dz [rows, T, B, C * H] and ds, S x [rows, T, B, width] */
 } tt_map_call;
 

@@ -15,14 +15,18 @@ template <class T, bool PAIRS>
 void forward(const tt_forward_call& c, int me, int threads, void* lines, void* const* steps) {
     FlushDenormals flush;
     const Part part(c, me, threads, threads == c.threads ? c.row_groups : 1);
+    enter_phase(me, Phase::rest);
     Forward<T, PAIRS>(c, part, (Arrivals*)lines, (T* const*)steps).run();
+    enter_phase(me, Phase::outside);
 }
 
 template <class T, bool PAIRS>
 void backward(const tt_backward_call& b, int me, int threads, void* lines, const void* shared) {
     FlushDenormals flush;
     const Part part(b.pass, me, threads, threads == b.pass.threads ? b.pass.row_groups : 1);
+    enter_phase(me, Phase::rest);
     Backward<T, PAIRS>(b, part, (Arrivals*)lines, *(const Shared<T>*)shared).run();
+    enter_phase(me, Phase::outside);
 }
 
 // Tasks are taken one after another, the longest first, by whoever is free: each has its own place to write to.
@@ -35,9 +39,10 @@ template <class T> void map(const tt_map_call& c, int64_t* next) {
 
 // Adds the parts up into the first, for some of the numbers.
 void join(const tt_map_call& c, int64_t from, int64_t to) {
-    const int64_t apart = (1 + c.S) * c.rows * c.T;
+    if (c.apart) return;
+    const int64_t each = (1 + c.S) * c.rows * c.T;
     for (int64_t part = 1; part < c.parts; part++)
-        for (int64_t i = from; i < to; i++) c.sizes[i] = joined(c.sizes[i], c.sizes[part * apart + i]);
+        for (int64_t i = from; i < to; i++) c.sizes[i] = joined(c.sizes[i], c.sizes[part * each + i]);
 }
 
 template <class T> void** steps_of(const tt_forward_call& c) {

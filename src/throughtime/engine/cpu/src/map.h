@@ -9,92 +9,11 @@
 #pragma once
 #include <cmath>
 
+#include "fold.h"
+#include "squares.h"
 #include "step.h"
 
 namespace TT_ISA {
-
-// Numbers whose squares, summed, are safely within the range of T; and how far a row may wander from 1.
-template <class T> constexpr double square_low = sizeof(T) == 4 ? 0x1p-90 : 0x1p-900;
-template <class T> constexpr double square_high = sizeof(T) == 4 ? 0x1p+110 : 0x1p+1000;
-template <class T> constexpr double least_ratio = sizeof(T) == 4 ? 0x1p-95 : 0x1p-900;
-template <class T> constexpr double far_away = sizeof(T) == 4 ? 0x1p+20 : 0x1p+300;
-
-TT_INLINE double two_to(int e) { return std::ldexp(1.0, e); }
-
-// The largest |v|; NaN if one is among them.
-template <class T> TT_INLINE double largest_of(const T* v, long n) {
-    double largest = 0;
-    for (long u = 0; u < n; u++) {
-        const double a = std::fabs((double)v[u]);
-        if (a != a) return a;
-        largest = most(largest, a);
-    }
-    return largest;
-}
-
-// One number is as large as several together: sqrt(a^2 + b^2), in any range.
-TT_INLINE double joined(double a, double b) {
-    if (!std::isfinite(a) || !std::isfinite(b)) return a + b;
-    const double large = most(a, b), small = least(a, b);
-    if (large == 0) return 0;
-    const double r = small / large;
-    return large * std::sqrt(1 + r * r);
-}
-
-// sum v^2, and sum q v^2.
-struct Sums {
-    double plain, weighted;
-};
-
-template <class T, bool WEIGHTED> TT_INLINE Sums sums_of_squares(const T* v, const T* q, long n) {
-    constexpr int L = lanes<T>, N = 4;
-    Vec<T> plain[N] = {}, weighted[N] = {};
-    long u = 0;
-    for (; u + N * L <= n; u += N * L)
-#pragma GCC unroll 4
-        for (int j = 0; j < N; j++) {
-            const Vec<T> a = load(v + u + j * L), square = a * a;
-            plain[j] = plain[j] + square;
-            if (WEIGHTED) weighted[j] = square * load(q + u + j * L) + weighted[j];
-        }
-    for (; u < n; u += L) {
-        const int part = least<long>(L, n - u);
-        const Vec<T> a = part == L ? load(v + u) : load_part(v + u, part), square = a * a;
-        plain[0] = plain[0] + square;
-        if (WEIGHTED) weighted[0] = square * (part == L ? load(q + u) : load_part(q + u, part)) + weighted[0];
-    }
-    const Vec<T> p = (plain[0] + plain[1]) + (plain[2] + plain[3]);
-    const Vec<T> w = (weighted[0] + weighted[1]) + (weighted[2] + weighted[3]);
-    Sums sums = {0, 0};
-    for (int i = 0; i < L; i++) {
-        sums.plain += p[i];
-        sums.weighted += w[i];
-    }
-    return sums;
-}
-
-template <class T> TT_INLINE bool safe(double sum) { return sum > square_low<T> && sum < square_high<T>; }
-
-// ||v|| of `parts` runs of n numbers, `apart` from one to the next.
-template <class T> double size_of(const T* v, long parts, long apart, long n) {
-    double sum = 0;
-    for (long i = 0; i < parts; i++) sum += sums_of_squares<T, false>(v + i * apart, nullptr, n).plain;
-    if (safe<T>(sum)) return std::sqrt(sum);
-    double largest = 0;
-    for (long i = 0; i < parts; i++) {
-        const double a = largest_of(v + i * apart, n);
-        if (a != a) return a;
-        largest = most(largest, a);
-    }
-    if (largest == 0 || !std::isfinite(largest)) return largest;
-    sum = 0;
-    for (long i = 0; i < parts; i++)
-        for (long u = 0; u < n; u++) {
-            const double a = v[i * apart + u] / largest;
-            sum += a * a;
-        }
-    return largest * std::sqrt(sum);
-}
 
 template <class T> struct Map {
     const tt_map_call& c;
@@ -152,7 +71,7 @@ template <class T> struct Map {
             while (first + n < rows.to && (c.reverse ? c.starts[first + n] <= k : c.starts[first + n] >= k)) begin(n++);
             if (n == 0) continue;
             for (long m = 0; m < n; m++) enter(first + m, m, k, b);
-            step(n, k, b, sizes + first * c.T + k);
+            step(n, k, b, sizes + k * c.rows + first);
             if (c.arrived) hand_out(first, n, k, b);
             if (c.dx) input_gradient(first, n, k, b);
             if (i < length - 1) to_next(n);
@@ -212,7 +131,7 @@ template <class T> struct Map {
         }
         for (long s = 0; s < c.S; s++)
             if (c.total_kind[s] == 0) measure_state(s, n, totals[c.total_at[s]], ds_row[s]);
-        for (long m = 0; m < n; m++) measure(m, sizes + m * c.T);
+        for (long m = 0; m < n; m++) measure(m, sizes + m);
     }
 
     void place() {
@@ -305,39 +224,10 @@ template <class T> struct Map {
             }
     }
 
-    // The panels of sum_q diag(factor_q) (block q of `all`), over the columns of each base in turn. Block 0 is column
-    // `first`; n columns have one.
-    Panels<T> fold(const Panels<T>& all, long first, long n, Range of) {
-        constexpr int L = lanes<T>;
-        const tt_panels shape = {folded, of.size() * padded, all.N, all.width, 1};
-        const Panels<T> out(shape);
-        for (long column = 0; column < all.padded(); column += all.width) {
-            const long w = least<long>(all.width, all.padded() - column);
-            for (long j = of.from; j < of.to; j++) {
-                const T *from[62], *f[62];
-                int blocks = 0;
-                for (long q = 0; q < n; q++)
-                    if (c.base_of[first + q] == j) {
-                        from[blocks] = all.panel(0, column) + q * padded * w;
-                        f[blocks++] = factors + (first + q) * c.H;
-                    }
-                T* d = folded + column * out.K + (j - of.from) * padded * w;
-                for (long u = 0; u < c.H; u++)
-                    for (long v = u * w; v < (u + 1) * w; v += L) {
-                        Vec<T> sum = {};
-                        for (int i = 0; i < blocks; i++) sum = f[i][u] * load(from[i] + v) + sum;
-                        store(d + v, sum);
-                    }
-                std::memset(d + c.H * w, 0, (padded - c.H) * w * sizeof(T));
-            }
-        }
-        return out;
-    }
-
     // rows of dz, columns [first, first + n), times `all`. For few rows it does not pay to fold.
     void times(const Panels<T>& all, long first, long n, Range of, long rows, Target<T> to) {
         if (c.bases && rows * (n - of.size()) > 2 * n + of.size()) {
-            const Panels<T> B = fold(all, first, n, of);
+            const Panels<T> B = fold<T>(folded, all, c.base_of, factors, first, n, of, c.H);
             multiply<T, false>(B, 0, 0, B.N, rows, {bases + of.from * padded, base_row, 1}, to, false);
             return;
         }

@@ -9,6 +9,7 @@
 #endif
 
 #include "interface.h"
+#include "phases.h"
 #include "scratch.h"
 #include "simd.h"
 
@@ -32,10 +33,12 @@ struct Barrier {
 
     void wait() {
         if (n == 1) return;
+        const int was = enter_phase(me, Phase::waiting);
         __atomic_store_n(&lines[me].count, ++count, __ATOMIC_SEQ_CST);
         if (__atomic_load_n(&lines[me].sleepers, __ATOMIC_SEQ_CST)) wake(lines[me]);
         for (int i = first; i < first + n; i++)
             if (i != me) wait_for(lines[i]);
+        enter_phase(me, was);
     }
 
     void wait_for(Arrivals& a) {

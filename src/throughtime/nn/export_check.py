@@ -38,7 +38,7 @@ def check(model: nn.Module, runner: Runner, traced: ExportedProgram, example: tu
 
     Raises ExportError where one is too large, or where the runner refuses what the model takes.
     """
-    worst, generator = 0.0, Generator().manual_seed(0)
+    worst, ran, generator = 0.0, 0, Generator().manual_seed(0)
     for sizes in _sizes(traced, generator):
         args = _drawn(traced, example, sizes, generator)
         shown = ", ".join(str(list(v.shape)) for v in pytree.tree_leaves(args))
@@ -53,7 +53,10 @@ def check(model: nn.Module, runner: Runner, traced: ExportedProgram, example: tu
             raise ExportError(
                 f"what was written does not take inputs {shown}, which the model takes ({why}); nothing was kept"
             ) from error
+        ran += 1
         worst = max([worst, *(_difference(a, b, shown) for a, b in zip(found, wanted, strict=True))])
+    if not ran:
+        raise ExportError("the model does not run on random inputs, so that nothing could be checked; nothing was kept")
     return worst
 
 

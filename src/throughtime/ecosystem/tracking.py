@@ -39,8 +39,8 @@ class Tracking:
 
     Told are only what stands in the run's own files, each step once. A continued run first tells what its trackers
     have missed; steps that come again (after a kill, or because the guard went back) are not told twice. Continued
-    with other options from before what was told, a tracker gets a new run of its own, with all steps up to there.
-    What a tracker had not yet written when the process was killed is lost to it, and still in RUN/log.jsonl.
+    with options that lead elsewhere from before what was told, a tracker gets a new run of its own, with all steps up
+    to there. What a tracker had not yet written when the process was killed is lost to it, and still in RUN/log.jsonl.
 
     Raises ConfigError for a tracker that does not exist, or whose package is not installed; at once, before training.
     """
@@ -79,7 +79,7 @@ class Tracking:
             return
         self._watched, self._guarded = Tail(path / "watch.jsonl"), Tail(path / "guard.jsonl")
         run = Run.open(path)
-        left = bool(run.changes) and run.changes[-1]["step"] == step
+        left = bool(run.changes) and run.changes[-1]["step"] == step and _matters(run)
         for name in self.names:
             told = _Told(name, path)
             if self._safely(told, lambda told=told: told.open(run.config, step, left)):  # type: ignore[misc]
@@ -193,6 +193,13 @@ class _Told:
     def _remember(self, step: int) -> None:
         self.last = step
         os.pwrite(self._file, f"{self.part:<12}{step:<12}{self.watched:<12}\n".encode(), 0)
+
+
+def _matters(run: Run) -> bool:
+    """Whether what was changed last leads to other losses."""
+    same = {"checkpoint_every", "patience", "step", "threads", "watch_budget", run.config.source}
+    same |= {"steps"} if run.config.schedule == "constant" else set()
+    return not set(run.changes[-1]) <= same
 
 
 def _id(path: Path) -> str:

@@ -6,7 +6,7 @@
 A row is one shape T,B,H (input size H too). Every round runs each contender once, in a new order; the medians over the
 rounds are shown. A training step is the forward pass and all gradients, that of x too, of a weighted output sum. The
 peak is that of float32 multiply-adds in registers, probed beside each shape on as many threads. Columns "x who": how
-many times longer that one takes than ours.
+many times longer that one takes than ours. A row that takes long has fewer rounds, but three.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import random
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from benchmarks.cpu_contenders import CELLS, PEERS, Loop, inference, jax_step, training_step, without_onednn
@@ -146,6 +147,20 @@ def bf16(args: argparse.Namespace) -> None:
             row([text((T, B, H)), name, f"{found['bf16'] * 1e3:.2f}", *ratios])
 
 
+def bare_products(args: argparse.Namespace) -> None:
+    """What a product alone reaches: torch.mm of all steps at once, and the same in bf16."""
+    heading("torch.mm alone: [T B, H] x [H, 4 H]", ["T,B,H", "ms", "of peak", "bf16 times as fast"])
+    for T, B, H in args.shapes:
+        x, W = torch.randn(T * B, H), torch.randn(H, 4 * H)
+        runs: dict[str, Run] = {
+            "float32": partial(torch.mm, x, W),
+            "bf16": partial(torch.mm, x.bfloat16(), W.bfloat16()),
+        }
+        found = args.medians(runs)
+        share = 8.0 * T * B * H * H / found["float32"] / peak(args.threads)
+        row([text((T, B, H)), f"{found['float32'] * 1e3:.2f}", f"{share:.0%}", times(found, "float32", "bf16")])
+
+
 def low_memory(args: argparse.Namespace) -> None:
     """The peak of a training step with memory="fast" and "low", and what "low" costs in time."""
     if not sys.platform.startswith("linux"):
@@ -169,6 +184,7 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], None]] = {
     "streaming": streaming,
     "packed": packed,
     "bf16": bf16,
+    "products": bare_products,
     "memory": low_memory,
 }
 
@@ -191,7 +207,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     rounds, least = args.rounds or (5 if args.quick else 9), 0.01 if args.quick else 0.03
 
     def interleaved(runs: dict[str, Run]) -> dict[str, float]:
-        return medians(runs, rounds, least)
+        return medians(runs, rounds, least, most=10)
 
     args.medians = interleaved
     return args

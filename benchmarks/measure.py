@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import random
@@ -17,19 +18,27 @@ Run = Callable[[], object]
 
 
 def medians(
-    runs: dict[str, Run], rounds: int, least: float, clock: Callable[[], float] = time.perf_counter
+    runs: dict[str, Run],
+    rounds: int,
+    least: float,
+    clock: Callable[[], float] = time.perf_counter,
+    most: float = math.inf,
 ) -> dict[str, float]:
     """Seconds a run: in each round every contender runs for at least `least` seconds, in a new order.
 
     Interleaved, because a machine's speed drifts by more than what is to be told apart. clock: in seconds; with
-    `time.process_time`, what other processes do to the machine counts for less.
+    `time.process_time`, what other processes do to the machine counts for less. most: seconds that the rounds should
+    not take in all; there are three in any case.
     """
-    repeats = {}
+    repeats, a_round = {}, 0.0
     for key, run in runs.items():
         run()
         start = clock()
         run()
-        repeats[key] = max(1, round(least / max(clock() - start, 1e-7)))
+        once = max(clock() - start, 1e-7)
+        repeats[key] = max(1, round(least / once))
+        a_round += repeats[key] * once
+    rounds = min(rounds, max(3, int(min(most / a_round, 1e6))))
     times: dict[str, list[float]] = {key: [] for key in runs}
     order = list(runs)
     for _ in range(rounds):

@@ -1,9 +1,9 @@
 """The trainer on real data, beside published results and naive forecasts.
 
-    python benchmarks/real_data.py --data FOLDER [--only jsb nottingham shakespeare names temperatures] [--scale 0.1]
+    python benchmarks/real_data.py --data FOLDER [--only jsb nottingham ...] [--scale 0.1]
 
 FOLDER has music/JSB_Chorales.npz and music/Nottingham.npz (arrays train_bits, train_len, and so on for valid and
-test), tinyshakespeare/input.txt, names/LANGUAGE.txt with a name a line, timeseries/daily-min-temperatures.csv. Each
+test), tinyshakespeare/input.txt, names/LANGUAGE.txt with a name a line, timeseries/*.csv. Each
 experiment is one description of a run; it is trained, the checkpoint with the best validation is measured on the test
 part, and a line of JSON is printed. --scale shortens the training, for a look.
 """
@@ -32,7 +32,7 @@ def experiments(data: Path, scratch: Path) -> dict[str, RunConfig]:
     """The descriptions of the runs."""
     music = {"hidden": 200, "batch": 16, "dropout": 0.3, "lr": 3e-3, "schedule": "cosine", "warmup": 50}
     return {
-        "jsb": NotesConfig(str(data / "music/JSB_Chorales.npz"), steps=1500, valid_every=100, patience=5, **music),
+        "jsb": NotesConfig(str(data / "music/JSB_Chorales.npz"), steps=4000, valid_every=100, patience=5, **music),
         "nottingham": NotesConfig(
             str(data / "music/Nottingham.npz"), steps=4000, window=200, valid_every=200, patience=5, **music
         ),
@@ -50,6 +50,16 @@ def experiments(data: Path, scratch: Path) -> dict[str, RunConfig]:
             str(data / "timeseries/daily-min-temperatures.csv"), target="Temp", horizon=7, components=2, hidden=32,
             batch=8, window=64, steps=800, lr=5e-3, schedule="cosine", dropout=0.1, valid_fraction=0.15,
             test_fraction=0.15, valid_every=50, patience=6,
+        ),
+        "sunspots": ForecastConfig(
+            str(data / "timeseries/monthly-sunspots.csv"), target="Sunspots", horizon=12, season=1, components=2,
+            hidden=32, batch=8, window=64, steps=800, lr=5e-3, schedule="cosine", dropout=0.1, valid_fraction=0.15,
+            test_fraction=0.15, valid_every=50, patience=6,
+        ),
+        "passengers": ForecastConfig(
+            str(data / "timeseries/airline-passengers.csv"), target="Passengers", horizon=6, season=12, components=1,
+            hidden=16, batch=2, window=16, steps=400, lr=5e-3, schedule="cosine", dropout=0.1, valid_fraction=0.2,
+            test_fraction=0.2, valid_every=20, patience=6,
         ),
     }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""How long the lab takes to answer a slider, cell by cell, over HTTP as the page asks: at the start, at the limits.
+"""How long the lab takes to answer a slider, cell by cell and view by view, over HTTP as the page asks it.
 
 python -m benchmarks.lab_answers
 """
@@ -16,6 +16,7 @@ import torch
 from throughtime import cells
 from throughtime.live.app import serve
 from throughtime.live.lab import LIMITS, Setting
+from throughtime.live.views import VIEWS, Slider
 
 ROUNDS = 9
 
@@ -33,6 +34,15 @@ def main() -> None:
                     urllib.request.urlopen(f"{server.address}lab/network?{query}").read()
                     if seed:  # the first round traces the cells
                         times.setdefault((cell, large), []).append(time.perf_counter() - began)
+        views: dict[tuple[str, bool], list[float]] = {}
+        for n in range(ROUNDS + 1):
+            for name, view in VIEWS.items():
+                for large in (False, True):
+                    ends = {c.name: c.high for c in view.controls if isinstance(c, Slider)} if large else {}
+                    began = time.perf_counter()
+                    urllib.request.urlopen(f"{server.address}lab/view/{name}?{urlencode(ends)}").read()
+                    if n:
+                        views.setdefault((name, large), []).append(time.perf_counter() - began)
     print(f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}, 1 thread")
     print(f"median of {ROUNDS} answers in milliseconds; the page asks once for each of its one or two cells")
     heads = [f"{v['units']} units, {v['steps']} steps" for v in (start, limits)]
@@ -40,6 +50,10 @@ def main() -> None:
     for cell in cells.NAMES:
         a, b = (1e3 * statistics.median(times[cell, large]) for large in (False, True))
         print(f"{cell:26}{a:20.0f}{b:24.0f}")
+    print(f"\n{'view':26}{'at the start':>20}{'all sliders at the right':>24}")
+    for name in VIEWS:
+        a, b = (1e3 * statistics.median(views[name, large]) for large in (False, True))
+        print(f"{name:26}{a:20.0f}{b:24.0f}")
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def test_forecast(capsys: Capture, place: Path) -> None:
     lines = run(capsys, "train", "forecast", "waves.csv", "--target", "s", "--horizon", "2", "--window", "6", *SIZES)
     assert lines[0] == "run runs/waves-lstm"
     assert lines[1].startswith("lstm  step 6/12  ") and " loss  valid " in lines[1]
-    assert lines[3].startswith("watch: at step ") and lines[3].endswith(" steps), of 6 in a window")
+    assert lines[3].startswith("watch: at step ") and lines[3].endswith(", of 6 in a window")
     assert lines[4].startswith("best validation: ") and lines[4].endswith("nats per value, at step 12")
     assert lines[5] == "see what comes next: throughtime forecast runs/waves-lstm"
     table = run(capsys, "forecast", "runs/waves-lstm", "--quantiles", "0.25", "0.75")

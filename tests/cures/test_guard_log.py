@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import throughtime as tt
-from throughtime.cures import IncidentLog
+from throughtime.cures import Incident, IncidentLog
 from throughtime.errors import CheckpointError
 
 
@@ -39,3 +39,34 @@ def test_each_incident_is_a_line_at_once(tmp_path: Path) -> None:
     log.close()
     with pytest.raises(CheckpointError, match="already there"):
         IncidentLog(tmp_path / "guard.jsonl")
+
+
+def incident(iteration: int) -> Incident:
+    return Incident(iteration, "the loss is nan", "skip")
+
+
+def test_a_resumed_training_goes_on_with_the_file_and_doubles_no_line(tmp_path: Path) -> None:
+    path = tmp_path / "guard.jsonl"
+    log = IncidentLog(path, keep=0)  # new where there is none
+    for i in (3, 5, 8):
+        log(incident(i))
+    log.sync()
+    log.close()
+    path.write_text(path.read_text()[:-9])  # a kill in the middle of the last line
+    log = IncidentLog(path, keep=5)
+    log.close()
+    assert [json.loads(line)["iteration"] for line in path.read_text().splitlines()[1:]] == [3, 5]
+    log = IncidentLog(path, keep=1)
+    log(incident(6))
+    log.close()
+    head, *lines = map(json.loads, path.read_text().splitlines())
+    assert head["throughtime"] == "guard" and [line["iteration"] for line in lines] == [3, 6]
+
+
+@pytest.mark.parametrize("content", [b"", b"x\n", b'{"throughtime": "watch", "format": 1}\n', b"\xff\n"])
+def test_a_foreign_file_is_left_as_it_is(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "guard.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="no file of incidents that can be gone on with"):
+        IncidentLog(path, keep=0)
+    assert path.read_bytes() == content

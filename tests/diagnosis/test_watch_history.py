@@ -9,7 +9,7 @@ import pytest
 import throughtime as tt
 from tests.diagnosis.watched import Net, train
 from throughtime.diagnosis import Record, Seen, read_history
-from throughtime.diagnosis.history import Writer
+from throughtime.diagnosis.history import Writer, cut
 from throughtime.errors import CheckpointError
 from throughtime.flow import Horizon
 
@@ -110,3 +110,22 @@ def test_a_process_that_is_forked_off_does_not_watch(path):
         train(model, 1)
     found = read_history(path)
     assert [r.step for r in found.records] == [1, 2] and found.ended
+
+
+def test_a_history_is_cut_where_a_training_goes_on(path):
+    assert cut(path, 3) == () and not path.exists()
+    writer = Writer(path, "M", 0.02, goes_on=True)  # new where there is none
+    for step in (1, 3, 7):
+        writer.append(Record(step, 0.5, loss=math.inf, updates={"w": 0.1}))
+    writer.close(9, 0.01, ("note",))
+    with open(path, "a") as file:
+        file.write('{"step": 8, "seco')  # a kill
+    before = read_history(path).records
+    assert cut(path, 6) == before[:2]
+    writer = Writer(path, "M", 0.02, goes_on=True)
+    writer.append(Record(4, 0.5))
+    found = read_history(path)
+    assert [r.step for r in found.records] == [1, 3, 4] and not found.ended and found.model == "M"
+    writer.close(4, 0.0, ())
+    with pytest.raises(CheckpointError, match="already there"):
+        Writer(path, "M", 0.02)

@@ -239,7 +239,9 @@ def test_a_real_training_as_it_goes(tab: Tab, tmp_path: Path, monkeypatch: pytes
     far = last.recurrences[0].horizon
     assert far is not None  # the last step is measured after the run has ended
     page.wait_for_function(
-        "n => [...document.querySelectorAll('#runs td')].at(-1)?.innerText.endsWith(n)", arg=str(far.steps), timeout=20_000
+        "n => [...document.querySelectorAll('#runs td')].at(-1)?.innerText.endsWith(n)",
+        arg=str(far.steps),
+        timeout=20_000,
     )
     page.wait_for_selector("#maps canvas", timeout=20_000)
     tab.check()

@@ -83,14 +83,19 @@ def frames(page: Page, packed: Sequence[dict[str, PackedMap]]) -> str:
             )
         )
     if any(m.gates is not None for m in page.models):
+        regimes = (
+            " Below, a column is a unit, a row one of the eight regimes of its gates, and colour the share of time "
+            "spent in it."
+            if any(m.gates is not None and m.gates.units for m in page.models)
+            else ""
+        )
         parts.append(
             (
                 "gates",
                 "How the gates stand",
                 (
                     "How often each gate has which value, from shut at 0 to open at 1: piled up at an end it is "
-                    "saturated and learns no more. Below, a column is a unit, a row one of the eight regimes of its "
-                    "gates, and colour the share of time spent in it."
+                    f"saturated and learns no more.{regimes}"
                 ),
             )
         )

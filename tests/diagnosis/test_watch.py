@@ -107,8 +107,8 @@ def test_a_record_is_what_capture_measures():
         (1, "LSTM", 7, None),
     ]
     for seen, flow in zip(record.recurrences, captured.flows(), strict=True):
-        assert seen.horizon == flow.horizon() and seen.half_life == pytest.approx(flow.half_life(), rel=1e-12)
-        assert seen.sizes == pytest.approx(flow.profile()[list(seen.lags)].tolist(), rel=1e-12)
+        assert seen.horizon == flow.horizon() and seen.half_life == pytest.approx(flow.half_life(), rel=1e-5)
+        assert seen.sizes == pytest.approx(flow.profile()[list(seen.lags)].tolist(), rel=1e-5), "float32 is enough"
 
 
 def test_each_record_is_of_its_own_step():
@@ -333,7 +333,7 @@ def test_one_step_one_sequence_one_unit():
 
 
 def test_an_error_of_ours_ends_the_watch_and_not_the_training(monkeypatch):
-    def broken(self, turn):
+    def broken(self, turn, work):
         raise OSError("ours")
 
     monkeypatch.setattr("throughtime.diagnosis.watch_step.Pending.look", broken)

@@ -8,7 +8,9 @@ import pytest
 import throughtime as tt
 from tests.diagnosis.watched import Net, Ticks, train
 from throughtime.diagnosis.budget import CATCHING, Budget
+from throughtime.diagnosis.observe import WORK
 from throughtime.diagnosis.watch_step import Measuring, Pending
+from throughtime.diagnosis.watcher import SOME
 
 LOOK, CATCH = 2.0, 0.1  # seconds that it takes here to measure a step, and to catch one
 
@@ -114,3 +116,43 @@ def test_what_was_caught_last_is_measured_at_the_end(clock):
     first, last = w.history
     assert first.step == 1 and 20 < last.step <= 60 and first.updates and last.updates
     assert w.diagnosis().updates.measured and w.cost > 0.02
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    """A watch whose measuring takes a second for all the work that it may do, and less for less."""
+    clock, works, look = Ticks(), [], Pending.look
+
+    def timed(self, turn, work=None):
+        works.append(work)
+        clock.pass_(1.0 if work is None else min(1.0, work / WORK))
+        return look(self, turn, work)
+
+    monkeypatch.setattr(Pending, "look", timed)
+    monkeypatch.setattr(Pending, "estimated", property(lambda self: True))
+    return clock, works
+
+
+def test_the_first_measurement_is_kept_short_and_the_next_waits_for_a_whole_one(slow):
+    clock, works = slow
+    model = Net(layers=1)
+    w, _ = train(model, 60, watching=tt.watch(model, 0.1, clock=clock), after=lambda n: clock.pass_(1), length=3)
+    assert works[0] == SOME and works[1] is None and len(works) >= 3
+    assert w.history[1].step >= 20, "0.1 s and twice a whole second fit a tenth of 21 seconds"
+    assert w.cost <= 0.1
+
+
+def test_a_short_run_measures_its_last_step_with_what_is_left(slow):
+    clock, works = slow
+    model = Net(layers=1)
+    w, _ = train(model, 8, watching=tt.watch(model, 0.1, clock=clock), after=lambda n: clock.pass_(1), length=3)
+    assert works[0] == SOME and len(works) == 2 and SOME <= works[1] < WORK
+    assert w.cost <= 0.1 and len(w.history) == 2
+
+
+@pytest.mark.parametrize("share", [0.0, math.inf])
+def test_without_a_limit_the_first_is_whole(slow, share):
+    clock, works = slow
+    model = Net(layers=1)
+    train(model, 3, watching=tt.watch(model, share, clock=clock), after=lambda n: clock.pass_(1), length=3)
+    assert set(works) == {None}

@@ -69,6 +69,11 @@ class Budget:
             return 0.0
         return self.watching / self.training if self.training > 0 else math.inf
 
+    @property
+    def any_measured(self) -> bool:
+        """Whether there was a measurement."""
+        return bool(self._measured)
+
     def due(self) -> bool:
         """Whether a measurement fits now."""
         if not self._measured or math.isinf(self.share):

@@ -54,23 +54,26 @@ def chosen(found: Capture) -> tuple[list[list[Captured]], list[str]]:
 
 def observe(stacks: Sequence[Sequence[Captured]], turn: int = 0, work: float = WORK) -> Iterator[Seen]:
     """Measures what was `chosen`, each stack with about `work` multiplications: fewer sequences of the batch, and fewer
-    loss steps, where the whole is too large. `turn` is the number of the measurement: other sequences each time."""
+    loss steps, where the whole is too large; in float32, whose errors are far below what a horizon shows. `turn` is the
+    number of the measurement: other sequences each time."""
     for stack in stacks:
-        some, of = sampled(stack, turn, work)
+        some, of = sampled(stack, turn, work, torch.float32)
         follower = Follower(work)
         for captured in some:
             yield _seen(captured, follower, of)
 
 
-def sampled(stack: Sequence[Captured], turn: int, work: float) -> tuple[list[Captured], str | None]:
-    """The stack over as many sequences as `work` multiplications allow, 1 at least; and which part that is, in words,
-    None for all."""
+def sampled(
+    stack: Sequence[Captured], turn: int, work: float, dtype: torch.dtype = torch.float64
+) -> tuple[list[Captured], str | None]:
+    """The stack over as many sequences as `work` multiplications allow, 1 at least, in `dtype`; and which part that is,
+    in words, None for all."""
     T, B, weights = work_of(stack[0])
     n = max(1, int(work / (min(LEAST + 1, T) * max(T / 2, 1) * weights)))  # the last loss step may come on top
     if n >= B:
-        return sample(stack, None), None
+        return sample(stack, None, dtype, True), None
     index = ((torch.arange(n) * B) // n + turn) % B
-    return sample(stack, index.sort().values), f"{n} of {B} sequences"
+    return sample(stack, index.sort().values, dtype, True), f"{n} of {B} sequences"
 
 
 def _seen(captured: Captured, follower: Follower, of: str | None) -> Seen:

@@ -79,9 +79,14 @@ class Measuring:
         self._clock = clock
         self._recorder = TimedRecorder(model, clock)
         self._capture = Capture(self._recorder)
-        began = clock()
+        self._began = clock()
         self._recorder.open()
-        self.opening = clock() - began  # counted by who opens it
+        self.opening = clock() - self._began  # counted by who opens it
+
+    @property
+    def lasted(self) -> float:
+        """Seconds that the step has taken so far, without what watching took of them."""
+        return max(0.0, self._clock() - self._began - self.opening - self.seconds)
 
     @property
     def reached(self) -> bool:
@@ -132,15 +137,21 @@ class Pending:
         self._before: dict[str, Tensor] | None = snapshot(model)
         self._waited = 0
 
-    def look(self, turn: int) -> None:
-        """Measures the step; `turn` is the number of the measurement."""
+    def look(self, turn: int, work: float | None = None) -> None:
+        """Measures the step; `turn` is the number of the measurement. work: see `observe`, None for all that one may
+        take."""
         try:
             self.found.check()
             stacks, notes = chosen(self.found)
-            self.recurrences = tuple(observe(stacks, turn, WORK))
+            self.recurrences = tuple(observe(stacks, turn, WORK if work is None else min(work, WORK)))
             self.notes, self.seen = [*self.found.notes, *notes], True
         except FlowError as error:
             self.notes = [str(error)]
+
+    @property
+    def estimated(self) -> bool:
+        """Whether anything of it was measured from a part."""
+        return any(seen.estimated for seen in self.recurrences)
 
     @property
     def settled(self) -> bool:

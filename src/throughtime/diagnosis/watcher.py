@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import threading
 from collections.abc import Callable
@@ -13,12 +14,17 @@ from torch import Tensor, nn
 
 from throughtime.diagnosis import taps
 from throughtime.diagnosis.budget import Budget, Clock
+from throughtime.diagnosis.observe import WORK
 from throughtime.diagnosis.several import name_of, trains
 from throughtime.diagnosis.untouched import left_alone
 from throughtime.diagnosis.watch_result import Watched
 from throughtime.diagnosis.watch_step import Measuring, Pending, let_go
 from throughtime.errors import FlowError
 
+# The first measurement, made before anybody knows how long the training will be, takes no longer than the step itself,
+# as far as that goes: it follows fewer sequences and loss steps.
+RATE = 1e10  # multiplications a second that one core makes of it, about
+SOME = 1e8  # that are made in any case
 PATIENCE = 3  # training steps in which a forward pass is waited for before it is said that none can be seen
 
 
@@ -62,6 +68,7 @@ class Watch(Watched, taps.Listener):
         self._waited = 0
         self._again = 0.0  # when to ask again whether the budget allows it
         self._evaluating = False  # whether the model trains in eval mode
+        self._rate: float | None = None  # multiplications a second, as the first measurement made them
         self._measuring: Measuring | None = None  # the capture that is open
         self._pending: Pending | None = None  # measured; the step that follows it is not known yet
         self._unmeasured: Pending | None = None  # caught after that, its step known or not yet
@@ -98,9 +105,15 @@ class Watch(Watched, taps.Listener):
         if step is not None:  # the last that was caught: now there is time for it
             began = self.budget.clock()
             with left_alone(self._model):
-                step.look(len(self.history))
+                step.look(len(self.history), self._work_at_end())
             step.spent += self.budget.clock() - began
             self.keep(step)
+
+    def _work_at_end(self) -> float | None:
+        """Multiplications that still fit the budget, of a run that is too short for the whole."""
+        if self._rate is None:
+            return None
+        return max(SOME, self._rate * (self.budget.share * self.budget.training - self.budget.watching))
 
     # --- what is heard -----------------------------------------------------------------------------------------------
 
@@ -210,6 +223,7 @@ class Watch(Watched, taps.Listener):
             torch.cuda.synchronize()
             self.budget.spend(began - self.budget.clock())  # what the user's own kernels still took is not ours
             began = self.budget.clock()
+        lasted = measuring.lasted
         found = measuring.close(failed=bool(measuring.overfull))
         self.budget.spend(measuring.seconds)
         before = measuring.opening + measuring.seconds
@@ -227,13 +241,25 @@ class Watch(Watched, taps.Listener):
             self.budget.caught(catching)
         else:
             self._settle(at_the_end=True)  # one whose step was still to come, gradients being gathered
-            with left_alone(self._model):
-                step.look(len(self.history))
+            more = self._look(step, lasted)
             step.spent = before + self.budget.clock() - began
             self._forget_unmeasured()
             self._pending = step
-            self.budget.measured(step.spent, catching)
+            self.budget.measured(step.spent + more, catching)
         self._arm_when_due()
+
+    def _look(self, step: Pending, lasted: float) -> float:
+        """Measures the step; gives how many seconds more the next time may take, the first being kept short."""
+        first = not self.budget.any_measured and 0 < self.budget.share < math.inf
+        work = max(SOME, RATE * lasted) if first else None
+        began = self.budget.clock()
+        with left_alone(self._model):
+            step.look(len(self.history), work)
+        took = self.budget.clock() - began
+        if work is None or not step.estimated or took <= 0:
+            return 0.0
+        self._rate = work / took
+        return took * max(0.0, WORK / work - 1)
 
     def _forget_unmeasured(self) -> None:
         step, self._unmeasured = self._unmeasured, None

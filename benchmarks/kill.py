@@ -180,7 +180,9 @@ def main() -> int:
                 kills[how] += 1
                 saved.append(steps[-1] if steps else None)
                 bad += problems(config, run, None)
-                runs += 0 if steps else 1  # killed before its first checkpoint: such a run is begun again
+                if steps and steps[-1] == options.steps:  # killed when all was done
+                    ended.append(runs)
+                runs += 0 if steps and steps[-1] < options.steps else 1  # without a checkpoint it is begun again
             elif how == "ended":
                 ended.append(runs)
                 runs += 1

@@ -32,6 +32,10 @@ from throughtime.train.kinds import LMConfig
         ("precision", "fp8", "precision must be one of float32, bf16"),
         ("optimiser", "lion", "optimiser must be one of adam, sgd"),
         ("skip", 1, "skip must be true or false"),
+        ("guard", 1, "guard must be true or false"),
+        ("compile", "yes", "compile must be true or false"),
+        ("watch_budget", -0.1, "watch_budget must be at least 0, a share of the time, got -0.1"),
+        ("watch_budget", float("nan"), "watch_budget must be a finite number"),
         ("cell", 3, "cell must be a string"),
     ],
 )
@@ -60,6 +64,8 @@ def test_only_what_leaves_the_model_and_its_data_alone_may_change() -> None:
 
 def test_digest_is_of_the_fixed_options_only() -> None:
     config = LMConfig("x.txt")
-    assert config.digest() == config.changed(lr=0.5, steps=9, text="y.txt", threads=3).digest()
+    assert (
+        config.digest() == config.changed(lr=0.5, steps=9, text="y.txt", threads=3, guard=False, compile=True).digest()
+    )
     assert config.digest() != LMConfig("x.txt", hidden=9).digest()
     assert config.digest() != LMConfig("x.txt", seed=1).digest()

@@ -58,6 +58,7 @@ class Group:
                 f"process {self.rank} is number {self.local} of its machine, which has {torch.cuda.device_count()} "
                 "GPUs; start no more processes than GPUs (--nproc-per-node)"
             )
+        torch.cuda.set_device(self.local)  # where kernels are launched
         return torch.device("cuda", self.local)
 
     def share(self, source: Source) -> Source:
@@ -83,7 +84,7 @@ class Group:
         """The model such that its gradients are the mean over the processes (DistributedDataParallel)."""
         if self.size == 1:
             return model
-        return DistributedDataParallel(model, broadcast_buffers=False)
+        return DistributedDataParallel(model)
 
     def apart(self, model: nn.Module, wanted: bool) -> AbstractContextManager[Any]:
         """Around a forward pass whose gradients stay here, if `wanted`, and are added to those of a later one."""

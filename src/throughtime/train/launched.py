@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from typing import TypeVar
 
+from throughtime.errors import NonFiniteError
+
 E = TypeVar("E", bound=BaseException)
 
 _NAMES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -47,5 +49,15 @@ def leave_to_first(error: E) -> E:
 
 
 def left_to_first(error: BaseException) -> bool:
-    """Whether another process tells of this error."""
-    return not is_first() and getattr(error, "told_by_first", False)
+    """Whether another process tells of this error; all come to the same bad numbers."""
+    return not is_first() and (isinstance(error, NonFiniteError) or getattr(error, "told_by_first", False))
+
+
+def command() -> str:
+    """How `throughtime` was called: through torchrun, where there are several processes."""
+    place = launched()
+    if place is None:
+        return "throughtime"
+    here = os.environ.get("LOCAL_WORLD_SIZE", "")
+    words = f"torchrun --nproc-per-node {here or place.size}"
+    return f"{words}{' ... (as before)' if here not in ('', str(place.size)) else ''} -m throughtime"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -26,6 +27,7 @@ from throughtime.train.runlog import StepRecord
 from throughtime.train.session import Session, private_torch
 from throughtime.train.steps import Callbacks, Loop, OnStart, OnStep, TrainingStopped
 
+log = logging.getLogger("throughtime.train")
 __all__ = ["TrainResult", "TrainingStopped", "load", "load_from", "resume", "train"]
 
 
@@ -107,6 +109,8 @@ def resume(
         path = group.from_first(lambda: checkpoints.find(run.checkpoints, checkpoint))
         with _prepared(group, config, data) as session:
             saved = session.restore(path)
+            if group.first and session.saved_by != group.size:
+                log.warning("%s", _shared_anew(session.saved_by, group.size))
             with group.together():
                 if session.step >= config.steps:
                     raise ConfigError(
@@ -147,7 +151,16 @@ def _prepared(group: Group, config: RunConfig, data: Prepared) -> Iterator[Sessi
         group.check_batch(config.batch)
         device = group.device(config.device)
     with private_torch(config, device):
-        yield Session(config, data.schema, group)
+        with group.together():
+            session = Session(config, data.schema, group)
+        yield session
+
+
+def _shared_anew(before: int, now: int) -> str:
+    return (
+        f"this run was saved by {before} process{'es' * (before > 1)} and goes on in {now}: its sequences are shared "
+        "out anew, losses stay the same within rounding, and dropout draws other numbers"
+    )
 
 
 def _go(

@@ -45,7 +45,7 @@ def joined() -> Iterator[Group]:
         yield group
     except Exception as error:
         if not isinstance(error, ThroughtimeError) and isinstance(error, RuntimeError) and _is_lost(error):
-            raise leave_to_first(ProcessError(_why(store))) from None
+            raise leave_to_first(ProcessError(_why(store if group.first else None))) from None
         if store is not None and not left_to_first(error):
             with suppress(RuntimeError):  # the store may have gone with the process that kept it
                 store.set(_LAST_WORDS, f"process {group.rank}: {error}")
@@ -80,7 +80,7 @@ def _meet(place: Launched) -> Any:
 
 
 def _why(store: Any) -> str:
-    """What another process said before it ended, if it could."""
+    """What another process said before it ended, if it could; without a store, that one has ended."""
     with suppress(RuntimeError):
         if store is not None and store.check([_LAST_WORDS]):
             return " ".join(store.get(_LAST_WORDS).decode(errors="replace").split())

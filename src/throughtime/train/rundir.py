@@ -24,6 +24,7 @@ from throughtime.train.config import RunConfig
 from throughtime.train.data.prepared import Prepared
 from throughtime.train.data.schema import Schema, schema_from_plain, schema_to_plain
 from throughtime.train.kinds import from_plain, to_plain
+from throughtime.train.launched import command
 
 FORMAT = 2
 """Version of the files of a run; another one is refused."""
@@ -62,7 +63,7 @@ class Run:
 
     def resume_command(self, options: str = "") -> str:
         """The command that continues this run."""
-        return f"throughtime train --resume {shlex.quote(str(self.path))}{' ' if options else ''}{options}"
+        return f"{command()} train --resume {shlex.quote(str(self.path))}{' ' if options else ''}{options}"
 
     @classmethod
     def create(cls, path: Path, config: RunConfig, data: Prepared) -> Run:

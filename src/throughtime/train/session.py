@@ -40,6 +40,7 @@ class Session:
         self.step = 0
         self.position = 0
         self.best = Best()
+        self.saved_by = group.size  # so many processes, the checkpoint that it goes on from
         self.together: torch.nn.Module = self.model
         group.seed_apart(config.seed)
 
@@ -101,6 +102,7 @@ class Session:
         state = resume["state"]
         self.state = move_state(state if group.size == 1 else share_of(state, group.rank, group.size), self.device)
         drawn = [resume, *resume.get("others", [])]
+        self.saved_by = len(drawn)
         if group.rank >= len(drawn):  # there are more processes than there were
             group.seed_apart(self.config.seed, step)
             return

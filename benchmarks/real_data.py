@@ -34,7 +34,8 @@ def experiments(data: Path, scratch: Path) -> dict[str, RunConfig]:
     return {
         "jsb": NotesConfig(str(data / "music/JSB_Chorales.npz"), steps=4000, valid_every=100, patience=5, **music),
         "nottingham": NotesConfig(
-            str(data / "music/Nottingham.npz"), steps=4000, window=200, valid_every=200, patience=5, **music
+            str(data / "music/Nottingham.npz"), hidden=300, batch=8, window=100, dropout=0.4, lr=2e-3,
+            schedule="cosine", warmup=50, steps=10000, valid_every=500, valid_windows=1000, patience=6,
         ),
         "shakespeare": LMConfig(
             str(data / "tinyshakespeare/input.txt"), hidden=256, embedding=64, window=128, batch=32, steps=4000,

@@ -60,12 +60,14 @@ class Report:
 def rounded(tf32: bool) -> Iterator[None]:
     """Float32 products as they are or in tf32, ours and cuDNN's, which torch lets have tf32 unless told otherwise."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = (matmul.allow_tf32, cudnn.allow_tf32)
-    matmul.allow_tf32 = cudnn.allow_tf32 = tf32
+    before = matmul.allow_tf32
+    as_it_is = {name: getattr(cudnn, name) for name in ("enabled", "benchmark", "deterministic")}
+    matmul.allow_tf32 = tf32
     try:
-        yield
+        with cudnn.flags(**as_it_is, allow_tf32=tf32):  # which works where torch's tests have frozen the flags, too
+            yield
     finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
+        matmul.allow_tf32 = before
 
 
 def medians(runs: dict[str, Run], rounds: int, device: str) -> dict[str, float]:

@@ -101,7 +101,7 @@ def test_a_network_that_contracts_is_no_fault_where_near_inputs_say_it(given):
 
 
 def test_real_numbers_in_one_series():
-    x, y = autoregressive(3000)
+    x, y = autoregressive(1600)
     net = Net()
     with torch.no_grad():
         net.rnn.weight_hh_l0.mul_(0.3)

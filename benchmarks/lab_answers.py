@@ -38,7 +38,12 @@ def main() -> None:
         for n in range(ROUNDS + 1):
             for name, view in VIEWS.items():
                 for large in (False, True):
-                    ends = {c.name: c.high for c in view.controls if isinstance(c, Slider)} if large else {}
+                    sliders = [c for c in view.controls if isinstance(c, Slider)]
+                    ends = {c.name: c.high if large else c.start for c in sliders}
+                    last = sliders[-1]  # each time in another place: nothing is known already
+                    places = round((last.high - last.low) / last.step) + 1
+                    at = round((ends[last.name] - last.low) / last.step) + (-n if large else n)
+                    ends[last.name] = round(last.low + at % places * last.step, 6)
                     began = time.perf_counter()
                     urllib.request.urlopen(f"{server.address}lab/view/{name}?{urlencode(ends)}").read()
                     if n:

@@ -61,7 +61,11 @@ def test_forecast(capsys: Capture, place: Path) -> None:
     fails(capsys, ["sample", "runs/waves-lstm"], "only runs on text write text")
     fails(capsys, ["forecast", "runs/waves-lstm", "--quantiles", "2"], "a quantile is between 0 and 1")
     fails(capsys, ["evaluate", "runs/waves-lstm", "--part", "test"], "kept no part of its data for test")
-    fails(capsys, ["diagnose", "runs/waves-lstm"], "is for runs on text")
+    told = run(capsys, "diagnose", "runs/waves-lstm", "--no-use")
+    assert told[0].startswith("[") and told[-1].startswith("saved to runs/waves-lstm/diagnosis.safetensors")
+    assert any("steps are too few to see a dependency" in line for line in told)  # said, and not made up
+    assert run(capsys, "report", "runs/waves-lstm")[-1].endswith("runs/waves-lstm/report.html")
+    assert "nats per value" in (place / "runs/waves-lstm/report.html").read_text()
 
 
 def test_task_label_and_notes(capsys: Capture, place: Path) -> None:

@@ -8,7 +8,7 @@ from torch import nn
 
 import throughtime as tt
 from throughtime.cures import Cliff, cliff
-from throughtime.errors import ConfigError, ReportError
+from throughtime.errors import ConfigError, ThroughtimeError
 
 
 def test_a_parabola_along_the_update():
@@ -57,7 +57,7 @@ def test_saved_and_plotted(tmp_path):
     try:
         import matplotlib
     except ImportError:
-        with pytest.raises(ReportError, match="pip install matplotlib"):
+        with pytest.raises(ThroughtimeError, match="pip install matplotlib"):
             found.plot()
         return
     matplotlib.use("Agg")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import csv
 import json
 import shutil
 import time
@@ -13,6 +15,7 @@ import pytest
 import torch
 
 from throughtime.live.app import serve
+from throughtime.live.lab import Setting, measure
 from throughtime.live.server import Server
 from throughtime.live.statements import STATEMENTS
 from throughtime.live.views import VIEWS, Slider
@@ -66,6 +69,15 @@ def tab(request: pytest.FixtureRequest, browser: Any, tmp_path: Path) -> Iterato
         context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, bypass_csp=True)
         yield Tab(context.new_page(), server)
         context.close()
+
+
+def saved_rows(page: Any, button: Any, name: str) -> list[list[str]]:
+    """The rows of what a button saves, under that name."""
+    with page.expect_download() as saved:
+        button.click()
+    assert saved.value.suggested_filename == name
+    with Path(saved.value.path()).open(newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))
 
 
 def answered(page: Any, more: int = 1) -> None:
@@ -185,6 +197,44 @@ def test_the_memory_cell_and_the_cliff(tab: Tab) -> None:
     tab.check()
 
 
+def test_every_figure_of_the_lab_can_be_saved(tab: Tab) -> None:
+    page = tab.page
+    page.goto(tab.server.address + "lab")
+    page.wait_for_function("document.documentElement.dataset.answered", timeout=20_000)
+    page.wait_for_selector("#memory svg")
+    page.wait_for_selector("#cliff image")
+    lags = saved_rows(page, page.locator("#network > .caption .save"), "lags.csv")
+    assert lags[0][0] == "lag" and len(lags) == 1 + Setting.steps
+    assert [float(v) for v in lags[1][:3]] == [0, 1, 1]
+    assert lags[0][1].endswith(", gradient of z") and lags[0][-1].endswith(", bound")  # an LSTM and a simple network
+    heats = page.locator("#heats-a figure")
+    names = ["map-a.csv", "eigenvalues-a.csv", *(f"gate-{g}-a.csv" for g in "ifo"), "state-h-a.csv", "state-c-a.csv"]
+    assert heats.count() == len(names) == page.locator("#heats-a .save").count()
+    tables = {n: saved_rows(page, page.locator("#heats-a .save").nth(i), n) for i, n in enumerate(names)}
+    T, H = Setting.steps, Setting.units
+    assert len(tables["map-a.csv"]) == 1 + T * (T + 1) // 2
+    assert max(float(row[3]) for row in tables["map-a.csv"][1:]) == 1
+    assert sum(row[0] == "U" for row in tables["eigenvalues-a.csv"]) == H
+    for name, table in tables.items():
+        if name.startswith(("gate", "state")):
+            assert [len(table), len(table[0])] == [1 + T, 1 + H]
+    known = measure(Setting())  # what the sliders stand at
+    drawn = known["states"]["c"]
+    first = drawn["low"] + base64.b64decode(drawn["data"])[0] / 255 * (drawn["high"] - drawn["low"])
+    assert float(tables["state-c-a.csv"][1][1]) == pytest.approx(first, abs=1e-4)
+    page.select_option("#controls select[name=loss]", "last")  # the map is one row then
+    page.wait_for_function("!document.querySelector('#heats-a figcaption').innerText.includes('row t')", timeout=20_000)
+    assert len(saved_rows(page, page.locator("#heats-a .save").first, "map-a.csv")) == 1 + T
+    page.goto(tab.server.address + "lab")  # Chromium lets one visit save ten files
+    page.wait_for_selector("#memory svg")
+    page.wait_for_selector("#cliff image")
+    memory = saved_rows(page, page.locator("#memory-part .save"), "memory.csv")
+    assert memory[1][-1] == "refresh" and len(memory) == 9
+    cliff = saved_rows(page, page.locator("#cliff-part .save"), "cliff.csv")
+    assert {row[0] for row in cliff[1:]} == {"plain", "clipped", "surface"}
+    tab.check()
+
+
 def test_runs_as_they_go(tab: Tab, tmp_path: Path) -> None:
     page = tab.page
     page.goto(tab.server.address)
@@ -201,6 +251,11 @@ def test_runs_as_they_go(tab: Tab, tmp_path: Path) -> None:
     assert page.inner_text("#runs th").strip() == hostile.name
     assert "the gradient norm is NaN" in page.inner_text("#alarms")
     page.wait_for_selector("#loss svg path.curve")
+    losses = saved_rows(page, page.locator("#loss ~ .caption .save"), "loss.csv")
+    assert losses[0] == ["run", "step", "loss", "validation loss"] and len(losses) == 51
+    assert losses[3] == [hostile.name, "3", "1", ""]
+    norms = saved_rows(page, page.locator("#norm ~ .caption .save"), "gradient-norm.csv")
+    assert [row[2].lower() for row in norms[8:11]] == ["1", "nan", "1"]
     tab.check()
     (hostile / "log.jsonl").write_text(json.dumps({"step": 1, "loss": 1.0}) + "\n")
     page.wait_for_function("document.querySelectorAll('#runs td')[1]?.innerText.startsWith('1 of')", timeout=20_000)
@@ -244,4 +299,7 @@ def test_a_real_training_as_it_goes(tab: Tab, tmp_path: Path, monkeypatch: pytes
         timeout=20_000,
     )
     page.wait_for_selector("#maps canvas", timeout=20_000)
+    reached = saved_rows(page, page.locator("#horizon ~ .caption .save"), "gradient-horizon.csv")
+    assert reached[-1][0] == "run" and int(reached[-1][2]) == far.steps
+    assert saved_rows(page, page.locator("#maps .save"), "map-0.csv")[0][:3] == ["t", "k", "lag"]
     tab.check()

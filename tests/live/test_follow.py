@@ -15,8 +15,10 @@ from throughtime.diagnosis import read_history
 from throughtime.errors import ConfigError, ThroughtimeError
 from throughtime.live.checkpoints import Checkpoints
 from throughtime.live.follow import POINTS, Tail, find, follow
-from throughtime.train import LMConfig, load, read_text, train
-from throughtime.train.gradient import text_flow
+from throughtime.train import LMConfig, TaskConfig, load, read_text, train
+from throughtime.train.gradient import run_flow, text_flow
+from throughtime.train.loop import load_from
+from throughtime.train.opened import open_run
 
 
 def line(step: int, **more: Any) -> str:
@@ -212,6 +214,18 @@ def test_the_latest_checkpoint_is_measured_once(trained: Path) -> None:
     flow = text_flow(model, text.valid, windows=2)
     assert told["flow"]["h"]["profile"] == flow.profile("h").tolist()
     assert told["horizons"] == [[6, flow.horizon("z").steps, flow.horizon("z").at_least]]
+
+
+def test_a_run_of_another_kind_is_measured_on_its_own_data(tmp_path: Path) -> None:
+    config = TaskConfig("adding", lag=6, hidden=6, batch=8, steps=4, valid_every=2, checkpoint_every=2, threads=1)
+    train(config, tmp_path / "run")
+    [run_id] = find(tmp_path)
+    told = Checkpoints(tmp_path).measure(run_id)
+    opened = open_run(tmp_path / "run")
+    assert opened.data.valid is not None
+    flow = run_flow(load_from(opened.run, "last"), opened.data.valid)
+    assert told["checkpoint"] == "step-000004" and told["flow"]["h"]["profile"] == flow.profile("h").tolist()
+    assert told["horizons"] == [[4, flow.horizon("z").steps, flow.horizon("z").at_least]]
 
 
 def test_no_other_file_is_reached(trained: Path) -> None:

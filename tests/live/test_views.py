@@ -11,7 +11,20 @@ from throughtime.errors import ConfigError
 from throughtime.flow.measure import recurrences
 from throughtime.flow.shares import shares
 from throughtime.live.lab import Setting, network
-from throughtime.live.views import VIEWS, Choice, Slider, adding, curse, depth, inside, telling, update, whole, window
+from throughtime.live.views import (
+    VIEWS,
+    Choice,
+    Slider,
+    adding,
+    curse,
+    depth,
+    directions,
+    inside,
+    telling,
+    update,
+    whole,
+    window,
+)
 from throughtime.live.views.chart import Curve
 from throughtime.live.views.gates import gates
 from throughtime.live.views.generating import generating
@@ -89,6 +102,36 @@ def test_depth_is_the_product_of_its_layers() -> None:
     assert all(v <= b + 1e-12 for v, b in zip(*list(bounded.values())[::2], strict=True))
     plain, skipping = (curves(depth.depth("rnn", 8, 0.4, skip))["down the layers"][-1] for skip in ("no", "yes"))
     assert plain < 0.4**6 < 100 * plain < skipping
+
+
+def test_each_direction_has_its_side_of_the_loss() -> None:
+    chart = directions.directions("rnn", "output", 20, 0.9)
+    past, future = chart.curves
+    assert list(past.x) == list(range(21)) and list(future.x) == list(range(20, 60))
+    # Against torch: channels that add 0 to each net input of each direction, and whose gradient is theirs.
+    layer, x = directions._both("rnn", 0.9)
+    known = torch.nn.RNN(4 + 24, 12, bidirectional=True, dtype=torch.float64)
+    with torch.no_grad():
+        for name, p in layer.named_parameters():
+            wide = p
+            if name.startswith("weight_ih"):
+                own, none = torch.eye(12).double(), torch.zeros(12, 12).double()
+                wide = torch.cat([p, none, own] if name.endswith("reverse") else [p, own, none], 1)
+            known.get_parameter(name).copy_(wide)
+    added = torch.zeros(60, 1, 24, dtype=torch.float64, requires_grad=True)
+    drawn = torch.randn(24, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    (known(torch.cat([x, added], -1))[0][20, 0] * drawn).sum().backward()
+    assert added.grad is not None
+    sizes = added.grad[:, 0].view(60, 2, 12).norm(dim=-1)
+    assert past.y == pytest.approx((sizes[:21, 0] / sizes[20, 0]).tolist(), rel=1e-9)
+    assert future.y == pytest.approx((sizes[20:, 1] / sizes[20, 1]).tolist(), rel=1e-9)
+    reach = max(d for d in range(21) if past.y[20 - d] >= 0.01)
+    assert f"has read 21 steps, and 1 % of its gradient or more reaches {reach} steps back" in chart.told[0]
+    last = directions.directions("gru", "last", 0, 0.9)
+    assert list(last.curves[1].x) == [59] and "has read 1 step," in last.told[0]
+    assert "both ways" in directions.directions("rnn", "ends", 0, 0.9).told[1]
+    whole = directions.directions("rnn", "ends", 0, 0.9).curves
+    assert [len(c.y) for c in whole] == [60, 60] and whole[0].y[-1] == whole[1].y[0] == 1
 
 
 def test_the_same_gradient_and_two_verdicts() -> None:

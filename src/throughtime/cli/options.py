@@ -80,15 +80,16 @@ class Report:
     """Make a page of a trained run, or of a saved diagnosis: one file that opens offline.
 
     The verdict, the horizons, the gradient of every loss at every step of its past, the gates, the findings with what
-    to do, and the run's own text, in which one can point at a character and see where its loss sends gradient.
+    to do; for a run on text the text itself, in which one can point at a character and see where its loss sends
+    gradient.
     """
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN|FILE", help_behavior_hint="")]
-    """The directory of a run of `throughtime train` on text, or a saved diagnosis."""
+    """The directory of a run of `throughtime train`, or a saved diagnosis."""
     checkpoint: str = "best"
     """Which checkpoint: best (by validation), last, or a name such as step-000200."""
     text: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: where it was)")] = None
-    """Where the text is now, if it was moved."""
+    """Where the text, or whatever file the run learned from, is now, if it was moved."""
     use: bool = True
     """Measure also how far back the model looks, by replacing what is older."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: beside it)")] = None
@@ -128,7 +129,7 @@ class Lab:
 class Diagnose:
     """Tell what is wrong with a trained run, or that nothing is, and what to do.
 
-    Follows the gradient through time of its model, measures how far back its text asks for memory and how far back the
+    Follows the gradient through time of its model, measures how far back its data ask for memory and how far back the
     model looks, and audits weights, gates, steps and clipping. The verdict comes first, then the findings by
     importance. The result is saved in the run's directory.
     """
@@ -138,9 +139,9 @@ class Diagnose:
     checkpoint: str = "best"
     """Which checkpoint: best (by validation), last, or a name such as step-000200."""
     text: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: where it was)")] = None
-    """Where the text is now, if it was moved."""
+    """Where the text, or whatever file the run learned from, is now, if it was moved."""
     batches: int = 6
-    """Windows of the text to follow the gradient through; 5 or more give its horizon an interval."""
+    """Windows or batches of the data to follow the gradient through; 5 or more give its horizon an interval."""
     use: bool = True
     """Measure also how far back the model looks, by replacing what is older."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: in the run)")] = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -63,6 +64,16 @@ class ClipAdvice(Plain):
     fence: float
     threshold: float | None
     made_by: tuple[SpikeSteps, ...] = ()
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draws the norms by step, and the threshold, with matplotlib; gives the axes.
+
+        ax: where to draw; None for a new figure. Raises ThroughtimeError where matplotlib is missing.
+        """
+        ax = self.history.plot(ax)
+        if self.threshold is not None:
+            ax.axhline(self.threshold, linestyle="--", linewidth=0.8, color="0.4")
+        return ax
 
     def __str__(self) -> str:
         h = self.history

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from throughtime.cures.guard_checks import total_norm
 from throughtime.cures.guard_snapshot import generators, set_generators
-from throughtime.errors import ConfigError, ReportError
+from throughtime.errors import ConfigError
+from throughtime.flow import drawing
 from throughtime.plain import Plain
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -76,12 +77,11 @@ class Cliff(Plain):
         return "".join(shown)
 
     def plot(self, ax: Any = None) -> Any:
-        """Draws it with matplotlib and gives the axes; raises ReportError where matplotlib is not installed."""
-        try:
-            import matplotlib.pyplot as plt
-        except ImportError:
-            raise ReportError("a plot needs matplotlib: pip install matplotlib; print(cliff) needs nothing") from None
-        ax = plt.subplots()[1] if ax is None else ax
+        """Draws the loss along the update with matplotlib; gives the axes.
+
+        ax: where to draw; None for a new figure. Raises ThroughtimeError where matplotlib is missing.
+        """
+        ax = drawing.axes(ax)
         ax.plot(self.at.tolist(), self.loss.tolist(), marker=".")
         for p, label in ((0.0, "before"), (1.0, "after")):
             ax.axvline(p, linewidth=0.8, color="grey")

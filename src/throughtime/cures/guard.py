@@ -191,9 +191,11 @@ class Guard:
             for name, limit in self.limits.items():
                 limit.largest, limit.seen = float(state["limits"][name]["largest"]), int(state["limits"][name]["seen"])
             self.iteration, self.factor, self.clip = int(state["iteration"]), float(state["factor"]), state["clip"]
+            if self.clip is not None and not (isinstance(self.clip, int | float) and self.clip > 0):
+                raise ValueError(f"clip {self.clip!r}")
             self.every = self.every if self._fixed else int(state["every"])
             self.incidents = [Incident.from_dict(i) for i in state["incidents"]]
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
             raise ConfigError(f"expected what Guard.state_dict gives; {type(error).__name__}: {error}") from None
         self._spare += self.snapshots
         self.snapshots = []

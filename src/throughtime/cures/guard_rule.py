@@ -70,4 +70,6 @@ class Rule:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from there."""
+        if not isinstance(state["quiet"], int | None):
+            raise TypeError(f"quiet {state['quiet']!r}")
         self.backs, self.row, self.quiet = int(state["backs"]), int(state["row"]), state["quiet"]

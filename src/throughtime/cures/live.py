@@ -6,16 +6,15 @@ from functools import cached_property
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from throughtime.cells import Cell
 from throughtime.diagnosis.parts import Part, parts
 from throughtime.engine import torch_backend
 from throughtime.engine.operands import Operands, operands
-from throughtime.engine.trace import trace
+from throughtime.engine.trace import tape_of, trace
 from throughtime.engine.unroll import unroll
 from throughtime.errors import ConfigError, ShapeError
+from throughtime.flow.ran import net_inputs
 from throughtime.flow.recurrence import Recurrence
 from throughtime.nn.layer import StackedLayer
 
@@ -36,7 +35,7 @@ class LiveRecurrence(Recurrence):
             self.cell, self.x, w.weight_ih, w.weight_hh, w.bias_ih, w.bias_hh,
             units=w.units, matrices=w.matrices, states=self.states, reverse=self.reverse,
         )  # fmt: skip
-        return list(sequences), list(finals), net_inputs(self.cell, v, self._before(sequences[0], 0))
+        return list(sequences), list(finals), net_inputs(tape_of(self.cell), v, self._before(sequences[0], 0))
 
     @property
     def before(self) -> list[Tensor]:
@@ -53,23 +52,6 @@ class LiveRecurrence(Recurrence):
             trace(self.cell), self._ran[2], v.U, v.units, v.matrices, v.states, self.sequences, None, self.reverse,
             False,
         )  # fmt: skip
-
-
-def net_inputs(cell: Cell, v: Operands, h: Tensor) -> Tensor:
-    """z [.., C*H], the net inputs of all columns side by side, from the input and the state h before each step."""
-    columns = cell.columns
-    H = v.b.shape[0] // len(columns)
-    xs = F.linear(v.x, v.W)
-    hs = F.linear(h, v.U) if v.U.shape[0] else None
-    parts_of = []
-    for k, column in enumerate(columns):
-        z = v.b[k * H : (k + 1) * H].expand(*v.x.shape[:-1], H)
-        if column.x is not None:
-            z = z + xs[..., column.x * H : (column.x + 1) * H]
-        if column.h is not None and hs is not None:
-            z = z + hs[..., column.h * H : (column.h + 1) * H]
-        parts_of.append(z)
-    return torch.cat(parts_of, -1)
 
 
 class LiveStack:

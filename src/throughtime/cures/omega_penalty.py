@@ -9,14 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from throughtime.cells import Cell
-from throughtime.cures.live import LiveRecurrence, LiveStack, net_inputs
+from throughtime.cures.live import LiveRecurrence, LiveStack
 from throughtime.diagnosis.parts import parts
 from throughtime.engine import torch_backend
 from throughtime.engine.operands import operands
 from throughtime.engine.rules import with_rule
-from throughtime.engine.trace import trace
+from throughtime.engine.trace import tape_of, trace
 from throughtime.errors import ConfigError, FlowError
 from throughtime.flow.capture import Capture, Captured
+from throughtime.flow.ran import net_inputs
 from throughtime.flow.recurrence import Recurrence
 from throughtime.nn.stack import Weights
 
@@ -195,7 +196,7 @@ def _one_step(
     states = [s.detach().flatten(0, 1) for s in before]
     tensors = (w.weight_ih, w.weight_hh, w.bias_ih, w.bias_hh, w.units, w.matrices)
     v = operands(cell, x.detach().flatten(0, 1)[None], *tensors, states)
-    z = net_inputs(cell, v, states[0][None])
+    z = net_inputs(tape_of(cell), v, states[0][None])
     tape = with_rule(trace(cell), None, truncated)
     lin = torch_backend.linearise(
         tape, z, v.U, v.units, v.matrices, v.states, [s[None] for s in states], None, False, truncated

@@ -35,6 +35,14 @@ class Outcome(Plain):
     helps: bool = False
     cost: float = 1.0
 
+    def plot(self, ax: Any = None) -> Any:
+        """Draws the loss of the batches by step, seed by seed, with matplotlib; gives the axes.
+
+        ax: where to draw; None for a new figure. Raises ThroughtimeError where matplotlib is missing.
+        """
+        curves = {f"seed {t.seed}": t.losses for t in self.trials if t.losses}
+        return drawing.lines(curves, ax, xlabel="step", ylabel="loss of the batch")
+
     @property
     def sound(self) -> tuple[Trial, ...]:
         """The trials that came through."""

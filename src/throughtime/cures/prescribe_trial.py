@@ -21,7 +21,7 @@ from throughtime.diagnosis.assemble import from_capture
 from throughtime.diagnosis.batches import Batch
 from throughtime.diagnosis.untouched import left_alone, untouched
 from throughtime.errors import FlowError, ThroughtimeError
-from throughtime.flow import Horizon
+from throughtime.flow import Horizon, drawing
 from throughtime.flow.capture import capture
 from throughtime.plain import Plain
 
@@ -67,6 +67,14 @@ class Trial(Plain):
     broken: int | None = None
     seconds: float = math.nan
     failed: str = ""
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draws the loss of the batches and the norm of the gradient by step; gives the axes.
+
+        ax: where to draw; None for a new figure. Raises ThroughtimeError where matplotlib is missing.
+        """
+        curves = {"loss of the batch": self.losses, "norm of the gradient": self.norms}
+        return drawing.lines(curves, ax, xlabel="step", ylabel="loss, gradient norm")
 
     @property
     def worst(self) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from throughtime.diagnosis.chance import (
 from throughtime.diagnosis.information import information
 from throughtime.diagnosis.lagged import Labels, Pairs, Series, kernel_dependence
 from throughtime.errors import DataError
-from throughtime.flow import Horizon
+from throughtime.flow import Horizon, drawing
 from throughtime.plain import Plain
 
 
@@ -70,6 +71,14 @@ class Dependence(Plain):
         the largest lag measured. Horizon(-1, False) if there is no dependence at any lag, not even at lag 0."""
         beyond = [d for d, b in zip(self.lags, self.beyond(), strict=True) if b]
         return Horizon(beyond[-1], beyond[-1] == self.lags[-1]) if beyond else Horizon(-1, False)
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draws the dependence by lag, and what chance exceeds, with matplotlib; gives the axes.
+
+        ax: where to draw; None for a new figure. Raises ThroughtimeError where matplotlib is missing.
+        """
+        curves = {"dependence": self.size, "chance": self.limits or (self.threshold,) * len(self.lags)}
+        return drawing.lines(curves, ax, self.lags, xlabel="lag (steps)", ylabel=f"dependence, {self.unit}")
 
     def __str__(self) -> str:
         far = self.horizon()

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from throughtime.errors import NoFlowError
 from throughtime.flow import Captured, GradientFlow, Recurrence
 from throughtime.flow.capture_runs import LayerRun, StepRun
+from throughtime.flow.entering import Entering, loss_steps
 from throughtime.flow.jacobian import first_samples
 from throughtime.flow.passed import Outside, PassedStack
 
@@ -45,13 +45,13 @@ class Follower:
         run.check()
         passed, outside = run.passed, run.outside
         T, B = passed.recurrences[0][0].x.shape[:2]
-        steps = _loss_steps([v for layer in outside for d in layer for v in d], T)
+        steps = loss_steps(Entering([v for layer in outside for d in layer for v in d]), T)
         weights = sum(w.numel() for d in passed.recurrences for r in d for w in r.weights[:2] if w is not None)
         rows = self._drawn(steps, T / 2 * B * weights)
         samples = max(1, min(B, int(self.work / (len(rows) * T / 2 * weights))))
         if samples < B:
             passed, outside = first_sequences(passed, outside, samples)
-            steps = _loss_steps([v for layer in outside for d in layer for v in d], T)
+            steps = loss_steps(Entering([v for layer in outside for d in layer for v in d]), T)
             rows = [t for t in rows if t in set(steps)]
             if not rows:
                 raise NoFlowError(f"{run.title}: no gradient enters the first {samples} sequences of the batch")
@@ -62,9 +62,7 @@ class Follower:
     def _steps(self, run: StepRun) -> tuple[GradientFlow, str | None, int]:
         run.check()
         T = run.recurrence.output.shape[0]
-        outputs = [[v for v in step if v is not None] for step in run.entering.outputs or [()] * T]
-        inside = [t for t in range(T) if any(bool(v.any()) for v in outputs[t])]
-        steps = sorted({*inside, *_loss_steps(run.entering.direct, T)})
+        steps = loss_steps(run.entering, T)
         # A step is run again and differentiated by autograd; its cost is told by its parameters and its batch.
         size = sum(v.numel() for v in run.recurrence.parameters.values())
         rows = self._drawn(steps, T / 2 * size * max(1, run.recurrence.output[0].numel() // 64))
@@ -79,14 +77,6 @@ class Follower:
         if n == len(steps):
             return list(steps)
         return sorted({steps[round(k * (len(steps) - 1) / max(1, n - 1))] for k in range(n)} | {steps[-1]})
-
-
-def _loss_steps(entering: Sequence[Tensor | None], T: int) -> list[int]:
-    enters = torch.zeros(T, dtype=torch.bool)
-    for v in entering:
-        if v is not None:
-            enters |= (v != 0).flatten(1).any(1).cpu()
-    return enters.nonzero().flatten().tolist()
 
 
 def first_sequences(passed: PassedStack, outside: Outside, n: int) -> tuple[PassedStack, Outside]:

@@ -171,7 +171,7 @@ def read_history(path: str | os.PathLike[str]) -> History:
     try:
         head = json.loads(lines[0])
         known = head["throughtime"] == KIND
-    except (ValueError, KeyError, TypeError, IndexError):
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
         known = False
     if not known:
         raise CheckpointError(f"{path} is no history of tt.watch: its first line does not say so")
@@ -192,9 +192,13 @@ def read_history(path: str | os.PathLike[str]) -> History:
                 }  # fmt: skip
             else:
                 records.append(read_record(found))
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             raise CheckpointError(f"line {number} of {path} is damaged; remove that line to read the rest") from None
-    return History(str(head.get("model", "")), _number(head["budget"]), tuple(records), **end)
+    try:
+        budget = _number(head["budget"])
+    except (ValueError, KeyError, TypeError, OverflowError):
+        raise CheckpointError(f"line 1 of {path} is damaged: it has no budget; restore it from a copy") from None
+    return History(str(head.get("model", "")), budget, tuple(records), **end)
 
 
 def cut(path: Path, until: int) -> tuple[Record, ...]:
@@ -229,6 +233,8 @@ def read_record(found: dict[str, Any]) -> Record:
     """The record of a line, as `json.loads(record.line())` gives it. Raises KeyError, TypeError or ValueError."""
     known = {f.name for f in fields(Record)}
     data = {k: v for k, v in found.items() if k in known}
+    if type(data["step"]) is not int:
+        raise ValueError(f"no step: {data['step']!r}")
     for name in ("seconds", "spent", "cost", "loss", "grad_norm"):
         data[name] = _number(data[name])
     for name in ("grad_norms", "updates"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -13,7 +14,7 @@ from throughtime.diagnosis.dependence import Dependence
 from throughtime.diagnosis.finding import Finding, Where
 from throughtime.diagnosis.use import Use
 from throughtime.errors import FlowError
-from throughtime.flow import GradientFlow, Horizon
+from throughtime.flow import GradientFlow, Horizon, drawing
 from throughtime.plain import Plain
 
 Interval = tuple[Horizon, Horizon]
@@ -132,6 +133,27 @@ class Horizons(Plain):
             told.append(uses + _range(self.use_interval))
         text = ", ".join(told) or "no horizon was measured"
         return f"{text[0].upper()}{text[1:]}. {_CASES[self.case][1]}"
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draws the horizons that were measured as bars over lags, with their intervals; gives the axes.
+
+        An arrow at its end says "at least". ax: where to draw; None for a new figure. Raises ThroughtimeError where
+        matplotlib is missing.
+        """
+        ax = drawing.axes(ax)
+        for name in ("use", "gradient", "data"):  # the first one lowest
+            at, span = getattr(self, name), getattr(self, f"{name}_interval")
+            if at is None:
+                continue
+            ax.barh(name, max(at.steps, 0), height=0.5)
+            if at.at_least:
+                ax.plot([at.steps], [name], marker=">", color="0.2")
+            if span is not None:
+                ax.plot([max(v.steps, 0) for v in span], [name, name], color="0.2")
+        if self.window is not None:
+            ax.axvline(self.window - 1, linestyle="--", linewidth=0.8, color="0.4", label="window")
+        ax.set_xlabel("lag (steps)")
+        return ax
 
     def finding(self, where: Where | None = None) -> Finding:
         """The same as one finding, to stand among others."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ from throughtime.flow import (
 )
 from throughtime.flow.anatomy import anatomy
 from throughtime.flow.bound import largest_slope
-from throughtime.flow.figure import blocks
+from throughtime.flow.figure import blocks, plot
 from throughtime.flow.gradient_flow import half_life_of, horizon_of
 from throughtime.flow.running import valid
 from throughtime.plain import Plain
@@ -106,6 +107,13 @@ class Measured(Plain):
         half = self.half_life()
         life = "none within" if math.isinf(half) else steps(half)
         return f"{what}: gradient horizon {horizon}{spread}, half-life {life}"
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draws the profiles over lags with matplotlib; gives the axes, empty ones where there is no profile.
+
+        ax: where to draw; None for a new figure. Raises ThroughtimeError where matplotlib is missing.
+        """
+        return plot(self.profiles, ax=ax)
 
     def __str__(self) -> str:
         lines = [self.line()]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from throughtime.diagnosis.following import first_sequences
-from throughtime.flow import Captured, GradientFlow, Recurrence
+from throughtime.flow import Captured, GradientFlow, Recurrence, drawing
 from throughtime.flow.capture_runs import LayerRun
 from throughtime.flow.sent import Sent
 from throughtime.flow.tangent import Tangent
@@ -43,6 +43,17 @@ class Pictures(Plain):
     shares: dict[str, Tensor] = field(default_factory=dict)
     eigenvalues: dict[str, Tensor] = field(default_factory=dict)
     last: Tensor | None = None
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draws the first map with matplotlib, or without one the shares by lag; gives the axes.
+
+        ax: where to draw; None for a new figure. Raises ThroughtimeError where matplotlib is missing.
+        """
+        for name, sizes in self.maps.items():
+            what = f"log10 of the gradient of {name}"
+            of = f"first {self.first}, one of {self.stride}"
+            return drawing.matrix(sizes, ax, xlabel=f"step of the past ({of})", ylabel="step of the loss", title=what)
+        return drawing.lines(self.shares, ax, xlabel="lag (steps)", ylabel="share of the gradient")
 
 
 class _Followed(NamedTuple):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from throughtime.diagnosis.chance import ALPHA, between, farthest, interval, resampling, student
 from throughtime.errors import FlowError
-from throughtime.flow import Horizon
+from throughtime.flow import Horizon, drawing
 from throughtime.plain import Plain
 
 Losses = Callable[[Tensor], Tensor]
@@ -44,6 +44,19 @@ class Use(Plain):
         rise, error = (torch.tensor(v, dtype=torch.float64) for v in (self.rise, self.error))
         at = int(farthest(_beyond(rise, error, self.threshold, self.fraction), self.lags))
         return Horizon(at, at == self.lags[-1])
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draws the rise of the loss by lag, in a band of two standard errors, with matplotlib; gives the axes.
+
+        ax: where to draw; None for a new figure. Raises ThroughtimeError where matplotlib is missing.
+        """
+        ax = drawing.lines(
+            {"rise": self.rise}, ax, self.lags, xlabel="others from this lag on (steps)", ylabel="rise of the loss"
+        )
+        ends = [[r + k * e for r, e in zip(self.rise, self.error, strict=True)] for k in (-2, 2)]
+        ax.fill_between(self.lags, *ends, alpha=0.2)
+        ax.axhline(0, linestyle="--", linewidth=0.8, color="0.4")
+        return ax
 
     def __str__(self) -> str:
         far = self.horizon()

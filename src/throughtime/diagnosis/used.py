@@ -42,6 +42,8 @@ def measure_use(model: nn.Module, batch: Batch, of: Callable[[Any, Batch], Tenso
             return own[b, -1:] if flip else own[-1, b : b + 1]
         if v.shape[0] == B:
             return v[b : b + 1]
+        if v.dim() >= 2 and tuple(v.shape[:2]) == (1, B):  # a label for each, at one step
+            return v[:, b : b + 1]
         raise Unseen(f"the {what} {list(v.shape)} does not show {B} sequences")
 
     def losses(inputs: Tensor) -> Tensor:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from throughtime.cells import Cell
 from throughtime.engine.trace import tape_of
+from throughtime.flow import drawing
 from throughtime.flow.recurrence import Recurrence
 from throughtime.plain import Plain
 
@@ -31,6 +33,19 @@ class RecurrentMatrix(Plain):
     gate: str
     spectral_radius: float | None
     sigma_1: float
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draws spectral radius and sigma_1 side by side, and 1, with matplotlib; gives the axes.
+
+        ax: where to draw; None for a new figure. Raises ThroughtimeError where matplotlib is missing.
+        """
+        ax = drawing.axes(ax)
+        sizes = {"spectral radius": self.spectral_radius, "sigma_1": self.sigma_1}
+        known = {name: v for name, v in sizes.items() if v is not None}
+        ax.barh(list(known), list(known.values()))
+        ax.axvline(1, linestyle="--", linewidth=0.8, color="0.4")
+        ax.set_xlabel(f"size of U[{self.gate}]")
+        return ax
 
     def __str__(self) -> str:
         radius = "not square" if self.spectral_radius is None else f"{self.spectral_radius:.3f}"

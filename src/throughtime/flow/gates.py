@@ -91,6 +91,16 @@ class GateRegimes(Plain):
     unit: Tensor
     undecided: float
 
+    def plot(self, ax: Any = None) -> Any:
+        """Draws the share of time in each regime with matplotlib; gives the axes.
+
+        ax: where to draw; None for a new figure. Raises ThroughtimeError where matplotlib is missing.
+        """
+        ax = drawing.axes(ax)
+        ax.barh(list(self.shares), list(self.shares.values()))
+        ax.set_xlabel(f"share of time, {self.state}")
+        return ax
+
     def __str__(self) -> str:
         ranked = sorted(self.shares.items(), key=lambda item: -item[1])
         told = ", ".join(f"{name} {share:.0%}" for name, share in ranked)

@@ -28,6 +28,18 @@ class Parts(Plain):
     norm: Tensor | None = None
     error: Tensor | None = None
 
+    def plot(self, ax: Any = None) -> Any:
+        """Draws the contributions, in a band of two standard errors where they are estimates; gives the axes.
+
+        ax: where to draw; None for a new figure. Raises ThroughtimeError where matplotlib is missing.
+        """
+        shown = {"contribution": self.contribution}
+        ax = drawing.lines(shown, ax, self.at, xlabel="lag, step or unit", ylabel="share of the gradient")
+        if self.error is not None:
+            ends = [(self.contribution + k * self.error).tolist() for k in (-2, 2)]
+            ax.fill_between(self.at.tolist(), *ends, alpha=0.2)
+        return ax
+
 
 @dataclass(frozen=True)
 class ParameterShares(Plain):
@@ -49,6 +61,15 @@ class ParameterShares(Plain):
     by_unit: Parts | None
     by_lag_and_unit: Tensor | None
     pairs: Tensor
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draws the shares by lag with matplotlib; gives the axes.
+
+        ax: where to draw; None for a new figure. Raises ThroughtimeError where matplotlib is missing.
+        """
+        ax = self.by_lag.plot(ax)
+        ax.set_xlabel("lag (steps)")
+        return ax
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,16 @@ from typing import Any
 from throughtime.errors import ConfigError
 from throughtime.live import follow
 from throughtime.live.drawn import flow
-from throughtime.train import LanguageModel, load, read_text
-from throughtime.train.gradient import text_flow
+from throughtime.train.data.streams import Streams
+from throughtime.train.gradient import run_flow, text_flow
+from throughtime.train.loop import load_from
+from throughtime.train.model import LanguageModel
+from throughtime.train.opened import open_run
 
 
 class Checkpoints:
-    """Measures on the run's own validation text; two windows of it, which a processor has in a second or less."""
+    """Measures on what the run keeps for validation: two windows or batches, which a processor has in a second or less
+    where the model is small."""
 
     def __init__(self, root: Path) -> None:
         self._root, self._lock = root, threading.Lock()
@@ -32,13 +36,14 @@ class Checkpoints:
             raise ConfigError("there is no such run, or it has no checkpoint")
         with self._lock:  # training needs the processors more: one measurement at a time
             if self._latest.get(run_id, ("",))[0] != name:
-                model = load(run.path, name)
-                if not isinstance(model, LanguageModel):
-                    raise ConfigError("this run has no text; only runs on text are measured here")
-                text = read_text(model.config, model.vocabulary)
-                if text.valid is None:
-                    raise ConfigError("this run keeps no text for validation to measure on")
-                found = flow(text_flow(model, text.valid, windows=2))
+                opened = open_run(run.path)
+                model, source = load_from(opened.run, name), opened.data.valid
+                if source is None:
+                    raise ConfigError("this run keeps no data for validation to measure on")
+                if isinstance(model, LanguageModel) and isinstance(source, Streams):
+                    found = flow(text_flow(model, source, windows=2))
+                else:
+                    found = flow(run_flow(model, source))
                 self._latest[run_id] = name, found
                 first = found.get("z") or next(iter(found.values()))
                 step = int(name.removeprefix("step-"))

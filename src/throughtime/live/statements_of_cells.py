@@ -54,6 +54,20 @@ CELLS = (
         {"cell": "rnn", "layers": 8, "size": 0.5, "skip": "yes"},
         "depth",
     ),
+    Statement(
+        "Read in both directions, a step knows what was and what comes; each gradient fades along its own way.",
+        "y_t = [→h_t, ←h_t],  ∂y_t/∂x_k by →h for k ≤ t, by ←h for k ≥ t",
+        "Schuster & Paliwal 1997",
+        {"cell": "rnn", "read": "output", "place": 30, "radius": 0.9},
+        "directions",
+    ),
+    Statement(
+        "The last output holds the first of the backward direction: it has read one step only.",
+        "y_T = [→h_T, ←h_T],  ←h_T = f(W′ x_T)",
+        "from the equations of Schuster & Paliwal 1997",
+        {"cell": "lstm", "read": "last", "place": 59, "radius": 0.9},
+        "directions",
+    ),
 )
 
 GATES = (

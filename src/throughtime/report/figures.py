@@ -122,6 +122,18 @@ def frames(page: Page, packed: Sequence[dict[str, PackedMap]]) -> str:
                 ),
             )
         )
+    if any(m.watched for m in page.models):
+        parts.append(
+            (
+                "watched",
+                "How far it reached as it learned",
+                (
+                    "The gradient horizon at the steps of training at which the watch measured it; an open mark is a "
+                    "horizon of at least that, for the gradient went back to the first step. The line across is what "
+                    "is asked for, where that is known and not far above."
+                ),
+            )
+        )
     if any(m.norms for m in page.models):
         parts.append(
             (
@@ -141,8 +153,8 @@ def frames(page: Page, packed: Sequence[dict[str, PackedMap]]) -> str:
                 "loss",
                 "What training made of it",
                 (
-                    f"Bits per {escape(page.unit)} against training steps, lower is better: thin lines are training, "
-                    f"thick lines with marks validation.{mean}"
+                    f"The loss, in {escape(page.loss_unit)}, against training steps, lower is better: thin lines are "
+                    f"training, thick lines with marks validation.{mean}"
                 ),
             )
         )

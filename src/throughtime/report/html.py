@@ -52,7 +52,7 @@ def headline(page: Page) -> str:
     use = any(model.use is not None for model in page.models)
     loss = any(model.valid is not None for model in page.models)
     head = ["", "Gradient horizon", "Half-life", *(["In use"] if use else []), *(["Validation"] if loss else [])]
-    per = f"bits per {escape(page.unit)}"
+    per = escape(page.loss_unit)
     units = ["", "steps", "steps", *(["steps"] if use else []), *([per] if loss else [])]
     rows = []
     for index, model in enumerate(page.models):
@@ -81,6 +81,24 @@ def headline(page: Page) -> str:
         '<caption class="hidden">Headline numbers</caption>'
         f"<thead><tr>{columns}</tr></thead><tbody>{asked}{''.join(rows)}</tbody></table>"
     )
+
+
+def loss_term(page: Page) -> str:
+    """What the loss is measured in, for the list of terms."""
+    unit = page.loss_unit
+    if unit.startswith("bits"):
+        means = (
+            f"The mean of &minus;log<sub>2</sub> of the probability that the network gave to the {escape(page.unit)} "
+            "that came next. Lower is better; one bit less means half as many equally likely choices."
+        )
+    elif unit.startswith("nats"):
+        means = (
+            "The mean of &minus;ln of the probability that the network gave to what was to be told. Lower is better; "
+            "of a density, as a forecast is, it may be below 0. One nat is 1.44 bits."
+        )
+    else:
+        means = "What the network is trained to make small; lower is better."
+    return f"<dt>{escape(unit[:1].upper() + unit[1:])}</dt>\n  <dd>{means}</dd>"
 
 
 def findings(page: Page) -> str:

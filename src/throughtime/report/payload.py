@@ -131,6 +131,7 @@ def payload(page: Page, packed: Sequence[dict[str, PackedMap]]) -> dict[str, Any
         "window": page.window,
         "fraction": page.fraction,
         "unit": visible(page.unit),
+        "lossUnit": visible(page.loss_unit),
         "asks": visible(page.asks),
         "dataHorizon": reach(page.data_horizon),
         "stateNames": {visible(s): visible(STATE_NAMES.get(s, s)) for s in ordered(states)},
@@ -163,6 +164,7 @@ def payload(page: Page, packed: Sequence[dict[str, PackedMap]]) -> dict[str, Any
                 },
                 "norms": [[number(s), number(v)] for s, v in _largest(model.norms)],
                 "clip": number(model.clip),
+                "watched": [[number(s), reach(r)] for s, r in model.watched],
                 "bound": number(model.bound),
             }
             for model, maps in zip(page.models, packed, strict=True)

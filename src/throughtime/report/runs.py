@@ -1,75 +1,103 @@
-"""The page of a trained run: its diagnosis, the exact map of its last layer, its text as the model reads it."""
+"""The page of a trained run of any kind: its diagnosis, its loss in its own unit, its horizons over training."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from torch.nn import functional
 
-from throughtime.errors import ConfigError
-from throughtime.flow import capture
-from throughtime.flow.recurrence import Recurrence
-from throughtime.flow.tangent import Tangent
+from throughtime.diagnosis.history import read_history
 from throughtime.report.diagnoses import diagnosis_page
-from throughtime.report.reading import reading_view
-from throughtime.report.view import Page
-from throughtime.train import load
-from throughtime.train.data.streams import Streams
-from throughtime.train.diagnosing import diagnose_run
-from throughtime.train.gradient import text_flow
-from throughtime.train.model import LanguageModel
+from throughtime.report.text_runs import with_text
+from throughtime.report.view import FindingView, ModelView, Page, TableView
+from throughtime.train import LanguageModel
+from throughtime.train.diagnosing import diagnose_opened
+from throughtime.train.loop import load_from
+from throughtime.train.measures import measure
+from throughtime.train.model import SequenceModel
+from throughtime.train.opened import Opened, open_run
+from throughtime.train.rundir import Run
 from throughtime.train.runlog import read_log
-from throughtime.train.textrun import open_text_run
+
+ASKS = {"text": "The text", "forecast": "The series", "task": "The task"}
+FEW = 200  # batches of a part that is measured in full
 
 
 def run_page(
     run_dir: str | Path, *, checkpoint: str = "best", text: str | Path | None = None, use: bool = True
 ) -> Page:
-    """The page of a run on text. Raises `CheckpointError`, `DataError`, ConfigError for a run on other data."""
-    run, config, found = open_text_run(run_dir, text)
-    model = load(run_dir, checkpoint)
-    if not isinstance(model, LanguageModel):
-        raise ConfigError(f"{run_dir} holds no language model")
-    diagnosis = diagnose_run(run_dir, checkpoint=checkpoint, text=text, use=use)
-    streams = found.valid or found.train
+    """The page of a run of any kind; of a text with the text itself.
+
+    text: where the data are now, if they were moved. Raises `CheckpointError`, `DataError`, FlowError.
+    """
+    opened = open_run(run_dir, text)
+    run, config = opened.run, opened.config
+    diagnosis = diagnose_opened(opened, checkpoint=checkpoint, use=use)
+    model = load_from(run, checkpoint)
     settings = {
-        "run": str(run.path), "checkpoint": checkpoint, "cell": config.cell, "hidden units": config.hidden,
-        "layers": config.layers, "window": f"{config.window} steps", "batch": config.batch, "learning rate": config.lr,
+        "run": str(run.path), "kind": config.kind, "data": getattr(config, config.source), "checkpoint": checkpoint,
+        "cell": config.cell, "hidden units": config.hidden, "layers": config.layers,
+        "window": f"{config.window} steps" if config.window else "whole sequences",
+        "batch": config.batch, "learning rate": config.lr,
     }  # fmt: skip
     page = diagnosis_page(diagnosis, title=run.path.resolve().name, settings=settings)
-    measured = text_flow(model, streams, windows=4)
-    last = page.models[-1]
-    records = read_log(run.log)
-    history = [(r.step, r.loss, r.valid) for r in records]
-    shares, eigenvalues = _inside(model, streams)
-    shown = replace(
-        last, maps=measured.maps, map_steps=(0, 1), reading=reading_view(model, streams), history=history,
-        shares=shares, eigenvalues=eigenvalues, norms=[(r.step, r.grad_norm) for r in records],
-        clip=config.clip_norm or None, equations=model.recurrent.cell.equations,
+    models = _with_history(page.models, run, config.clip_norm or None, model.recurrent.cell.equations)
+    page = replace(
+        page, models=models, asks=ASKS.get(config.kind, "The task"), loss_unit=run.schema.unit,
+        floors=_floors(opened), findings=[*page.findings, *_without(page)],
     )  # fmt: skip
-    return replace(page, models=[*page.models[:-1], shown], unit="symbol", asks="The text")
+    if isinstance(model, LanguageModel):
+        return with_text(page, model, opened)
+    return replace(page, tables=[*_measures(opened, model), *page.tables])
 
 
-def _inside(model: LanguageModel, streams: Streams) -> tuple[dict[str, Tensor], dict[str, list[tuple[float, float]]]]:
-    """Of the last layer, in one window: the shares of each parameter's gradient by lag; the eigenvalues of U's first
-    block, and of the state Jacobian in the middle of the window, for the first sequence."""
-    x, y = streams.window(min(1, len(streams) - 1))
-    with capture(model) as captured:
-        functional.cross_entropy(model(x.long())[0].flatten(0, 1), y.long().flatten()).backward()
-    model.zero_grad(set_to_none=True)
-    found = captured.recurrences[-1]
-    shares = {name: p.by_lag.contribution for name, p in found.shares(norms=False).parameters.items()}
-    r = found.recurrence
-    assert isinstance(r, Recurrence)
-    eigenvalues = {"J": _complex(Tangent(r).jacobian(len(r.output) // 2)[0])}
-    U = r.weights.weight_hh
-    if U is not None and U.numel():
-        eigenvalues["U"] = _complex(U.detach().double()[: U.shape[1]])
-    return shares, eigenvalues
+def _with_history(models: Sequence[ModelView], run: Run, clip: float | None, equations: str) -> list[ModelView]:
+    """What training left in the run's files: the horizons of each recurrence, the loss and the norms of the whole."""
+    records = read_log(run.log)
+    seen = [
+        (r.step, s.place.removesuffix(", layer 0"), s.place, s.horizon)
+        for r in (read_history(run.watched).records if run.watched.exists() else ())
+        for s in r.recurrences
+        if s.horizon is not None
+    ]
+    found = [
+        replace(m, watched=[(step, h) for step, *names, h in seen if m.name in names], norms=(), clip=None)
+        for m in models
+    ]
+    return [
+        *found[:-1],
+        replace(
+            found[-1], history=[(r.step, r.loss, r.valid) for r in records], equations=equations,
+            norms=[(r.step, r.grad_norm) for r in records], clip=clip,
+        ),
+    ]  # fmt: skip
 
 
-def _complex(matrix: Tensor) -> list[tuple[float, float]]:
-    return [(v.real, v.imag) for v in torch.linalg.eigvals(matrix).tolist()]
+def _floors(opened: Opened) -> dict[str, float]:
+    """What a generated task says of its own loss; the references of other kinds are in other units."""
+    return dict(opened.data.references.get("valid", {})) if opened.config.kind == "task" else {}
+
+
+def _without(page: Page) -> list[FindingView]:
+    """Why a figure is not there."""
+    if any(m.maps for m in page.models):
+        return []
+    why = (
+        "A map has a row for each loss, and here a loss enters at the last step of a sequence alone: the lag profile "
+        "is all of it. (Of a very large model there is none either.)"
+    )
+    return [FindingView("note", "", "there is no map", why)]
+
+
+@torch.no_grad()
+def _measures(opened: Opened, model: SequenceModel) -> list[TableView]:
+    """How good the model is on what is kept for validation, with simple rivals."""
+    source = opened.data.valid
+    if source is None or len(source) > FEW:
+        return []
+    rows = [(name, f"{value:.4g}", "") for name, value in measure(model, source).items()]
+    known = opened.data.references.get("valid", {})
+    rows += [(name, f"{value:.4g}", "to compare with") for name, value in known.items()]
+    return [TableView("On the data kept for validation", ("", "", ""), rows)]

@@ -179,6 +179,7 @@ class ModelView:
     clip: float | None = None
     bound: float | None = None
     map_steps: tuple[int, int] = (0, 1)
+    watched: Sequence[tuple[float, Any]] = ()
 
     def __post_init__(self) -> None:
         def put(name: str, value: object) -> None:
@@ -190,6 +191,7 @@ class ModelView:
         put("horizon", {s: as_horizon(r) for s, r in self.horizon.items()})
         put("half_life", {s: float(v) for s, v in self.half_life.items()})
         put("use", as_horizon(self.use))
+        put("watched", tuple((float(step), as_horizon(reach)) for step, reach in self.watched))
         put("shares", {p: numbers(v, f"{mine}, shares of {p!r}") for p, v in self.shares.items()})
         put("history", tuple(self._record(record, mine) for record in self.history))
         if any(not p for p in self.profile.values()):
@@ -224,7 +226,8 @@ class Page:
     `findings` and `tables` are shown as they are; `asks` names what the models are to learn from. `window` is T,
     the steps trained through; `data_horizon` the largest lag with dependence beyond chance, in
     steps; `floors` names reference lines of the loss in bits; `settings` becomes a table; `fraction` is the
-    share of the lag-0 gradient that defines the horizon; `unit` is what one step reads. Raises ConfigError.
+    share of the lag-0 gradient that defines the horizon; `unit` is what one step reads; `loss_unit` what losses are
+    measured in, without it bits per `unit`. Raises ConfigError.
     """
 
     title: str
@@ -241,9 +244,11 @@ class Page:
     asks: str = "The text"
     findings: Sequence[FindingView] = ()
     tables: Sequence[TableView] = ()
+    loss_unit: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "models", tuple(self.models))
+        object.__setattr__(self, "loss_unit", self.loss_unit or f"bits per {self.unit}")
         object.__setattr__(self, "data_horizon", as_horizon(self.data_horizon))
         object.__setattr__(self, "floors", {name: float(value) for name, value in self.floors.items()})
         if not self.models:

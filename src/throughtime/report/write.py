@@ -30,6 +30,7 @@ SCRIPTS = (
     "reading.js",
     "shares.js",
     "eigenvalues.js",
+    "watched.js",
     "norms.js",
     "boot.js",
 )
@@ -59,7 +60,7 @@ def render(page: Page) -> str:
     style = "\n".join(asset(name) for name in STYLES)
     script = "\n".join(asset(name) for name in SCRIPTS)
     packed = packed_maps(page)
-    terms = {"percent": figures.percent(page.fraction), "unit": escape(page.unit)}
+    terms = {"percent": figures.percent(page.fraction), "loss": html.loss_term(page)}
     return _fill(
         asset("page.html"),
         {

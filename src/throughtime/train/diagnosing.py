@@ -1,90 +1,91 @@
-"""The diagnosis of a trained run: its model on its own text, its optimiser, its history of gradient norms."""
+"""The diagnosis of a trained run: its model on its own data, its optimiser, its history of gradient norms."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor
-from torch.nn import functional
-
-from throughtime.diagnosis import Diagnosis, dependence, diagnose
+from throughtime.diagnosis import Diagnosis, diagnose
 from throughtime.diagnosis.asked import Asked
-from throughtime.errors import ConfigError
+from throughtime.diagnosis.sequences import Unseen
+from throughtime.errors import ConfigError, DataError
 from throughtime.train import checkpoint as checkpoints
-from throughtime.train.data import Streams, TextData
-from throughtime.train.model import SequenceModel
+from throughtime.train.asking import asked_of
+from throughtime.train.data.schema import Schema, TaskSchema
+from throughtime.train.looked_at import Looked, look, mean_loss
+from throughtime.train.opened import Opened, open_run
 from throughtime.train.runlog import read_log
 from throughtime.train.session import Session, private_torch
-from throughtime.train.textrun import open_text_run
-
-MOST = 500_000  # symbols that the data horizon is measured on
-SHUFFLES = 10
 
 
 def diagnose_run(
     run_dir: str | Path, *, checkpoint: str = "best", text: str | Path | None = None, batches: int = 6, use: bool = True
 ) -> Diagnosis:
-    """The diagnosis of a run of the language-model trainer: `throughtime.diagnose` of its model as it is trained.
+    """The diagnosis of a run of the trainer, of any kind: `throughtime.diagnose` of its model as it is trained.
 
-    The model reads windows of the text that is kept for validation (of the training text, where none is), the state
-    carried on, as in training. The data horizon is that of the training text: the mutual information, in bits, between
-    the next symbol and each one before it. The optimiser's next step and the norms in the log are looked at too.
+    The model reads the data that are kept for validation (those it is trained on, where none are), with its own loss in
+    nats, the state carried on as in training. The data horizon is that of the training data: for a text the mutual
+    information, in bits, between the next symbol and each one before it, else the dependence of the targets on the
+    inputs (`throughtime.dependence`). The optimiser's next step and the norms in the log are looked at too.
 
-    checkpoint: `best`, `last`, or a name such as step-000200.     text: where the text is now, if it was moved.
-    batches: so many windows, less where the text is short.        use: measure also how far back the model looks.
+    checkpoint: `best`, `last`, or a name such as step-000200.     text: where the data are now, if they were moved.
+    batches: so many, less where the data are few.                 use: measure also how far back the model looks.
     Raises `CheckpointError`, `DataError`, and FlowError where nothing can be measured.
     """
     if batches < 1:
         raise ConfigError(f"batches must be at least 1, got {batches}")
-    run, config, found = open_text_run(run_dir, text)
+    return diagnose_opened(open_run(run_dir, text), checkpoint=checkpoint, batches=batches, use=use)
+
+
+def diagnose_opened(opened: Opened, *, checkpoint: str = "best", batches: int = 6, use: bool = True) -> Diagnosis:
+    """The same of a run that is open."""
+    run, config = opened.run, opened.config
     with private_torch(config):
         session = Session(config, run.schema)
         session.restore(checkpoints.find(run.checkpoints, checkpoint))
         norms = [r.grad_norm for r in read_log(run.log, session.step)]
-        session.model.eval()
-        return diagnose(
-            session.model,
-            list(_windows(session.model, found.valid or found.train, batches)),
-            _loss,
-            data=asked(found),
+        model = session.model
+        model.eval()
+        seen = look(model, opened.held, batches)
+        if not seen:
+            raise DataError(f"the data of {run.path} have no target to measure a loss of; keep more for validation")
+        notes = _known(run.schema)
+        data: Asked | None = None
+        try:
+            data = asked_of(opened.data, config)
+        except Unseen as error:
+            notes.append(f"the data horizon: {error}")
+        lengths = seen[0].batch.lengths
+        if use and lengths is not None:
+            use = False
+            notes.append(f"the use horizon: {_ragged(seen)}")
+        found = diagnose(
+            model,
+            [v.pair(run.schema) for v in seen],
+            mean_loss(run.schema),
+            data=data,
             optimiser=session.optimiser,
             clip=config.clip_norm or None,
             norms=norms or None,
+            lengths=lengths,
             batch_axis=1,
             use=use,
             batches=batches,
         )
+        own = [n for n in found.notes if data is not None or not n.startswith("the data horizon: ")]
+        return replace(found, notes=(*own, *notes))
 
 
-def asked(text: TextData, most: int = MOST) -> Asked:
-    """How far back the next symbol of a text depends on single ones before it, in bits (`dependence`), with the text
-    itself, for what far symbols add to near ones.
-
-    What is less than 1 % of the most that any one says does not count.
-    """
-    inputs, targets = text.train.inputs.flatten()[:most].long(), text.train.targets.flatten()[:most].long()
-    # Near lags one by one, far ones by a factor of about 1.2, as far as the baseline can move the text out of reach.
-    lags = sorted({*range(17), *(round(16 * 1.2**i) for i in range(28))})
-    far = max(0, min(len(inputs) - 1000, (len(inputs) - SHUFFLES) // 5))
-    pairs = dependence(
-        inputs, targets, [d for d in lags if d <= far], shuffles=SHUFFLES, fraction=0.01, baseline="shift"
-    )  # fmt: skip
-    return Asked(pairs, series=(inputs, targets))
+def _ragged(seen: list[Looked]) -> str:
+    return f"at least 8 sequences of one length are needed in a batch, and none of {len(seen)} batches has them"
 
 
-def _windows(model: SequenceModel, streams: Streams, most: int) -> Iterator[tuple[Any, Tensor]]:
-    """Windows with the state that the model comes to them with; of two the first one only brings it there."""
-    state: Any = None
-    for index in range(min(most + 1, len(streams))):
-        x, y = streams.window(index)
-        if state is not None or len(streams) == 1:
-            yield (x,) if state is None else (x, state), y
-        with torch.no_grad():
-            state = model(x, state)[1]
-
-
-def _loss(out: tuple[Tensor, Any], targets: Tensor) -> Tensor:
-    return functional.cross_entropy(out[0].flatten(0, 1), targets.flatten())
+def _known(schema: Schema) -> list[str]:
+    """What a generated task says of itself."""
+    if not isinstance(schema, TaskSchema):
+        return []
+    least, most = schema.rule.lags
+    far = (
+        f"{least} to {most}" if most is not None and most != least else f"{least}{' and more' if most is None else ''}"
+    )
+    return [f"the task {schema.task} is made so that a target is decided by inputs {far} steps before it"]

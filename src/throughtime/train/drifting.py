@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from throughtime.errors import ConfigError, NonFiniteError
+from throughtime.flow import drawing
 from throughtime.plain import Plain
 from throughtime.train import checkpoint as checkpoints
 from throughtime.train.data.prepare import prepare
@@ -65,6 +66,21 @@ class Drift(Plain):
         """The statistics that are another in the last bin than on real data, by 3 standard errors: the difference."""
         found = {name: (float(d.difference[-1]), float(d.error[-1])) for name, d in self.of.items()}
         return {name: d for name, (d, error) in found.items() if abs(d) > _CLEAR * error}
+
+    def plot(self, ax: Any = None, of: str | None = None) -> Any:
+        """Draws one statistic on real data and on what the model wrote, in a band of two errors; gives the axes.
+
+        of: its name; None for the first. ax: where to draw; None for a new figure. Raises ConfigError for a name that
+        is not held, ThroughtimeError where matplotlib is missing.
+        """
+        name = next(iter(self.of)) if of is None else of
+        if name not in self.of:
+            raise ConfigError(f"there is no {name!r} here; there are {', '.join(self.of)}")
+        d, at = self.of[name], [(a + b) / 2 for a, b in zip(self.first, self.last, strict=True)]
+        label = f"{name}, {d.unit}"
+        ax = drawing.lines({"open": d.open, "closed": d.closed}, ax, at, xlabel="steps since", ylabel=label)
+        ax.fill_between(at, (d.closed - 2 * d.error).tolist(), (d.closed + 2 * d.error).tolist(), alpha=0.2)
+        return ax
 
     def __str__(self) -> str:
         lines = [

@@ -1,4 +1,4 @@
-"""The gradient through time of a trained language model, on text that it did not learn from."""
+"""The gradient through time of a trained model, on data that it did not learn from."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from throughtime.errors import DataError
-from throughtime.flow import GradientFlow, gradient_flow
+from throughtime.flow import GradientFlow, capture, gradient_flow
 from throughtime.train.data import Streams
-from throughtime.train.model import LanguageModel
+from throughtime.train.data.batch import Source
+from throughtime.train.looked_at import look, mean_loss
+from throughtime.train.model import LanguageModel, SequenceModel
 
 
 def text_flow(model: LanguageModel, streams: Streams, *, windows: int = 8, layer: int = -1) -> GradientFlow:
@@ -50,3 +52,30 @@ def text_flow(model: LanguageModel, streams: Streams, *, windows: int = 8, layer
 
 def _loss(model: LanguageModel, targets: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda y: functional.cross_entropy(model.output(y).flatten(0, 1), targets.flatten())
+
+
+def run_flow(model: SequenceModel, source: Source, *, batches: int = 2) -> GradientFlow:
+    """The same for a model of any kind, of its last layer's forward direction, over some batches (`looked_at.look`) of
+    as many steps as the longest of them, with the loss that it is trained on.
+
+    Raises DataError where no target is in the data.
+    """
+    training = model.training
+    model.eval()
+    loss = mean_loss(model.schema)
+    flows: list[GradientFlow] = []
+    try:
+        for seen in look(model, source, batches):
+            args, targets = seen.pair(model.schema)
+            with capture(model) as captured:
+                loss(model(*args), targets).backward()
+            flows.append([r for r in captured.recurrences if not r.reverse][-1].flow())
+    finally:
+        model.zero_grad(set_to_none=True)
+        model.train(training)
+    if not flows:
+        raise DataError("the data have no target to measure a loss of; keep more for validation")
+    T = max(f.steps for f in flows)
+    flows = [f for f in flows if f.steps == T]
+    maps = {of: torch.stack([f.maps[of] for f in flows]).square().sum(0).sqrt() for of in flows[0].maps}
+    return replace(flows[0], maps=maps)

@@ -200,7 +200,7 @@ class RunGuard(Guard):
             self.grounds, self._left = [int(s) for s in state["grounds"]], {int(s) for s in state["left"]}
             self._failed, self._just_left_out = [int(w) for w in state["failed"]], bool(state["just_left_out"])
             super().load_state_dict({**state, "iteration": 0, "every": self.every, "incidents": []})
-        except (ConfigError, KeyError, TypeError, ValueError) as error:
+        except (ConfigError, KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
             place = self.run.checkpoints / checkpoints.step_name(self.session.step)
             raise checkpoints.bad(place, f"does not fit the run: {checkpoints.RESUME}: the guard: {error!r}") from None
 

@@ -184,6 +184,6 @@ def _incidents_in(path: Path) -> list[dict[str, Any]]:
         try:
             found = json.loads(line)
             rows.append({"step": int(found["iteration"]), **{k: str(found[k]) for k in ("fault", "done", "text")}})
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             raise CheckpointError(f"line {number} of {path} is damaged; remove that line to read the rest") from None
     return rows

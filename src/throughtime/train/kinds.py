@@ -175,7 +175,7 @@ def from_plain(content: Mapping[str, Any]) -> RunConfig:
     kind = KINDS[name]
     known = {field.name for field in fields(kind)}
     if unknown := sorted(map(str, set(options) - known)):
-        raise ConfigError(f"unknown options {', '.join(unknown)}")
+        raise ConfigError(f"unknown options {', '.join(unknown)[:200]}")
     try:
         return kind(**options)
     except TypeError as error:  # an option without a default is not there

@@ -13,8 +13,8 @@ from throughtime.cures.prescribe import HELD, prescribe
 from throughtime.cures.prescribe_result import Prescription
 from throughtime.diagnosis import diagnose
 from throughtime.train import checkpoint as checkpoints
+from throughtime.train.asking import asked
 from throughtime.train.data import Streams
-from throughtime.train.diagnosing import asked
 from throughtime.train.session import Session, private_torch
 from throughtime.train.textrun import open_text_run
 
@@ -48,7 +48,7 @@ def prescribe_run(
         train = _windows(found.train, steps)
         held = None if found.valid is None else _windows(found.valid, HELD)
         diagnosis = diagnose(
-            session.model, train[:WINDOWS], _loss, data=asked(found), optimiser=session.optimiser, clip=clip,
+            session.model, train[:WINDOWS], _loss, data=asked(found.train), optimiser=session.optimiser, clip=clip,
             batch_axis=1,
         )  # fmt: skip
         return prescribe(

@@ -103,7 +103,7 @@ class Run:
         saved, meanings = _read_json(path / "config.json"), _read_json(path / "schema.json")
         try:
             config, changes = from_plain(saved), saved.get("changes")
-            if not isinstance(changes, list) or not all(isinstance(c, dict) and "step" in c for c in changes):
+            if not isinstance(changes, list) or not all(map(_is_change, changes)):
                 raise ValueError("its list of changes is none")
         except (ConfigError, ValueError) as error:
             raise _damaged(path / "config.json", error) from None
@@ -175,6 +175,12 @@ def _read_json(path: Path) -> dict[str, Any]:
             f"use the version that wrote it, or start a new run"
         )
     return content
+
+
+def _is_change(found: Any) -> bool:
+    if not isinstance(found, dict) or type(found.get("step")) is not int:
+        return False
+    return all(isinstance(pair, list) and len(pair) == 2 for name, pair in found.items() if name != "step")
 
 
 def _damaged(path: Path, why: object) -> CheckpointError:

@@ -48,6 +48,8 @@ def read_log(path: Path, until: int | None = None) -> list[StepRecord]:
             break
         try:
             record = StepRecord(**json.loads(line))
+            if not _is_record(record):
+                raise ValueError
         except (ValueError, TypeError, RecursionError):
             raise CheckpointError(
                 f"line {number} of {path} is damaged; remove that line, or move the file away to go on without it"
@@ -55,6 +57,11 @@ def read_log(path: Path, until: int | None = None) -> list[StepRecord]:
         if until is None or record.step <= until:
             records.append(record)
     return records
+
+
+def _is_record(record: StepRecord) -> bool:
+    numbers = (record.loss, record.grad_norm, record.seconds, *(() if record.valid is None else (record.valid,)))
+    return type(record.step) is int and all(type(value) in (int, float) for value in numbers)
 
 
 class RunLog:

@@ -17,6 +17,7 @@ from throughtime.train.config import RunConfig
 from throughtime.train.data.schema import Schema
 from throughtime.train.distributed import ALONE, Group
 from throughtime.train.model import build
+from throughtime.train.refitting import check_state, place_in_data, take_optimiser
 from throughtime.train.states import merged, move_state, share_of
 
 KEEP = 2
@@ -97,10 +98,11 @@ class Session:
 
     def _take(self, step: int, resume: Mapping[str, Any]) -> None:
         group = self.group
-        self.optimiser.load_state_dict(resume["optimiser"])
-        self.position = int(resume["position"])
+        take_optimiser(self.optimiser, resume["optimiser"])
+        self.position = place_in_data(resume["position"])
         state = resume["state"]
         self.state = move_state(state if group.size == 1 else share_of(state, group.rank, group.size), self.device)
+        check_state(self.model, self.state)
         drawn = [resume, *resume.get("others", [])]
         self.saved_by = len(drawn)
         if group.rank >= len(drawn):  # there are more processes than there were

@@ -53,6 +53,9 @@
   form.querySelectorAll("input[type=range]").forEach(show);
   form.addEventListener("input", (event) => { show(event.target); ask(); });
   form.addEventListener("submit", (event) => event.preventDefault());
+  TT.saved(stage, "the cliff", () => found && !found.error && ["cliff.csv", [["what", "step", "w", "b", "loss", "norm of the gradient"],
+    ...["plain", "clipped"].flatMap((name) => found[name].map((p, n) => [name, n, p.w, p.b, p.loss, p.norm])),
+    ...found.loss.flatMap((line, i) => line.map((v, j) => ["surface", "", found.w[j], found.b[i], v, ""]))]]);
   TT.redraws.push(draw);
   new ResizeObserver(draw).observe(stage);
   ask();

@@ -64,10 +64,10 @@
       document.getElementById(`equations-${letter}`).textContent = m.equations;
       const heats = document.getElementById(`heats-${letter}`);
       heats.replaceChildren(...[
-        m.flow?.[stateOf(m)] && map(m.flow[stateOf(m)].map, stateOf(m)),
-        eigenvalues(m),
-        ...Object.entries(m.gates).map(([name, picture]) => TT.sheet(picture, `gate ${name}: a row a unit, time to the right; ${TT.strong("dark", "light")} is open`)),
-        ...Object.entries(m.states).map(([name, picture]) => TT.sheet(picture, `${name}: a row a unit, from ${TT.text(picture.low)} to ${TT.text(picture.high)}`)),
+        m.flow?.[stateOf(m)] && map(m.flow[stateOf(m)].map, stateOf(m), letter),
+        eigenvalues({ ...m, index }),
+        ...Object.entries(m.gates).map(([name, picture]) => TT.sheet(picture, `gate ${name}: a row a unit, time to the right; ${TT.strong("dark", "light")} is open`, `gate-${name}-${letter}`)),
+        ...Object.entries(m.states).map(([name, picture]) => TT.sheet(picture, `${name}: a row a unit, from ${TT.text(picture.low)} to ${TT.text(picture.high)}`, `state-${name}-${letter}`)),
       ].filter(Boolean));
     });
     drawLags();
@@ -76,11 +76,11 @@
   }
 
   // The map [t, k]: all of it, or its last row as a strip where the loss is at the last step alone.
-  function map(picture, of) {
+  function map(picture, of, letter) {
     const large = `${TT.strong("Dark", "Light")} is large, over ${-picture.low} powers of ten`;
-    if (field("loss").value === "every") return TT.triangle(picture, `gradient of ${of}: row t, the loss; column k, the past. ${large}`);
+    if (field("loss").value === "every") return TT.triangle(picture, `gradient of ${of}: row t, the loss; column k, the past. ${large}`, `map-${letter}`);
     const T = picture.columns, bytes = TT.bytes(picture);
-    return TT.paint(T, 1, (x) => bytes[(T - 1) * T + x], 6, `gradient of ${of} at each step k of the past; the loss is at the right end. ${large}`);
+    return TT.paint(T, 1, (x) => bytes[(T - 1) * T + x], 6, `gradient of ${of} at each step k of the past; the loss is at the right end. ${large}`, () => TT.mapRows(picture, `map-${letter}`, T - 1));
   }
 
   function eigenvalues(m) {
@@ -93,7 +93,8 @@
     svg.append(TT.svg("path", { class: "grid", d: `M0,${side / 2}H${side}M${side / 2},0V${side}` }),
       TT.svg("circle", { cx: side / 2, cy: side / 2, r: side / 2 / largest, class: "outline" }));
     for (const [re, im, of] of points) svg.append(TT.svg("circle", { class: `${TT.model(m.index)} ${of === "U" ? "open" : "mark"} small`, cx: at(re), cy: at(-im), r: of === "U" ? 4 : 2.6 }));
-    return TT.html("figure", {}, TT.html("div", { class: "plot" }, svg), TT.html("figcaption", {}, words));
+    const csv = () => [`eigenvalues-${LETTERS[m.index]}.csv`, [["of", "real part", "imaginary part"], ...points.map(([re, im, of]) => [of, re, im])]];
+    return TT.html("figure", {}, TT.html("div", { class: "plot" }, svg), TT.html("figcaption", {}, words, " ", TT.saver("the eigenvalues", csv)));
   }
 
   function drawLags() {
@@ -120,6 +121,13 @@
     svg.append(TT.svg("path", { class: "axis", d: `M${left},${top + height}H${right}` }), TT.xAxis(x, top + height, "lag, steps", { gap: 54 }));
     stage.lags.replaceChildren(svg);
   }
+
+  TT.saved(stage.lags, "the gradient by lag", () => {
+    const shown = models().filter((m) => m.flow?.[stateOf(m)]), profiles = shown.map((m) => m.flow[stateOf(m)].profile);
+    if (!shown.length) return null;
+    return ["lags.csv", [["lag", ...shown.flatMap((m) => [`${m.cell}, gradient of ${stateOf(m)}`, ...(m.bound ? [`${m.cell}, bound`] : [])])],
+      ...Array.from({ length: Math.max(...profiles.map((p) => p.length)) }, (_, d) => [d, ...shown.flatMap((m, i) => [profiles[i][d] ?? "", ...(m.bound ? [m.bound ** d] : [])])])]];
+  });
 
   const show = (input) => { const out = form.querySelector(`output[for="${input.name}"]`); if (out) out.textContent = TT.minus(Number(input.value).toFixed(input.step.includes(".") ? 2 : 0)); };
   form.addEventListener("input", (event) => { if (event.target.type === "range") show(event.target); release(); ask(); });

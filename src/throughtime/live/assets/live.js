@@ -120,10 +120,19 @@
     part("maps").replaceChildren(...shown().filter((run) => run.flow || run.problem).map((run) => {
       const name = run.flow && (run.flow.z ? "z" : Object.keys(run.flow)[0]), flow = name && run.flow[name];
       return TT.html("article", { class: TT.model(run.index) }, TT.html("h3", {}, run.name),
-        flow ? TT.triangle(flow.map, `${run.measured}: gradient of ${name}; ${TT.strong("dark", "light")} is large, over ${-flow.map.low} powers of ten`) : TT.html("p", { class: "told trouble" }, run.problem));
+        flow ? TT.triangle(flow.map, `${run.measured}: gradient of ${name}; ${TT.strong("dark", "light")} is large, over ${-flow.map.low} powers of ten`, `map-${run.index}`) : TT.html("p", { class: "told trouble" }, run.problem));
     }));
   }
 
+  // One row a run and step: runs that are longer or measured at other steps do not share an axis.
+  const lines = (name, heads, rows) => () => {
+    const all = shown().flatMap((run) => rows(run).map((row) => [run.name, ...row]));
+    return all.length ? [`${name}.csv`, [["run", "step", ...heads], ...all]] : null;
+  };
+  TT.saved(part("loss"), "the loss", lines("loss", ["loss", "validation loss"], (run) => run.points.map((p) => [p[0], p[1], p[3]])));
+  TT.saved(part("norm"), "the gradient norm", lines("gradient-norm", ["gradient norm"], (run) => run.points.map((p) => [p[0], p[2]])));
+  TT.saved(part("horizon"), "the gradient horizon", lines("gradient-horizon", ["horizon, steps", "at least", "recurrence"],
+    (run) => reaches(run).map((h) => [h[0], h[1], h[2] ? "yes" : "no", h[3] ?? ""])));
   TT.redraws.push(draw);
   new ResizeObserver(later).observe(part("loss"));
 })();

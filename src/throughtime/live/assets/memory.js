@@ -54,6 +54,8 @@
     button.dataset.gates.split(",").forEach((v, k) => { const input = field(`gate-${"ifo"[k]}`); input.value = v; show(input); });
     step();
   });
+  TT.saved(stage, "the memory cell", () => found && !found.error && ["memory.csv", [["step", "i", "f", "o", "g", "c", "h", "share of c_0 left", "regime"],
+    ...found.c.map((c, t) => [t, ...gates[t], inputs[t], c, found.h[t], found.kept[t], found.regime[t]])]]);
   TT.redraws.push(draw);
   new ResizeObserver(draw).observe(stage);
   ask();

@@ -6,6 +6,7 @@ from throughtime.live.views import (
     adding,
     curse,
     depth,
+    directions,
     gates,
     generating,
     inside,
@@ -20,6 +21,20 @@ from throughtime.live.views.chart import Chart, Choice, Curve, Slider, View
 
 __all__ = ["VIEWS", "Chart", "Choice", "Curve", "Slider", "View"]
 
-_ORDER = (update, telling, whole, adding, depth, curse, window, inside, thresholds, gates, penalties, generating)
+_ORDER = (
+    update,
+    telling,
+    whole,
+    adding,
+    depth,
+    directions,
+    curse,
+    window,
+    inside,
+    thresholds,
+    gates,
+    penalties,
+    generating,
+)
 VIEWS: dict[str, View] = {m.VIEW.name: m.VIEW for m in _ORDER}
 """By the name in their addresses, in the order of the page."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -23,16 +24,13 @@ SYMBOLS, LAGS, STEPS, SEQUENCES = 1200, 31, 60, 20
 def telling(lag: float, cell: str, radius: float, readout: str) -> Chart:
     """The gradient, data and use horizons of one network on two tasks: y_t = x_{t-lag}, and y_t = x_t."""
     d = int(lag)
-    x = torch.randint(0, 2, (SYMBOLS,), generator=torch.Generator().manual_seed(5))
-    layer = _network(cell, radius)
-    windows = x[: STEPS * SEQUENCES].view(SEQUENCES, STEPS).T  # [T, B]
-    inputs = (2.0 * windows - 1).double()[..., None]
+    inputs = (2.0 * _text()[: STEPS * SEQUENCES].view(SEQUENCES, STEPS).T - 1).double()[..., None]  # [T, B, 1]
+    layer, last = _reader(cell, radius)
     with torch.no_grad():
         h = recurrences(layer, inputs)[0][0].output
-    last = _last_states(layer)
     told, curves = [], []
     for name, far in (("task A", d), ("task B", 0)):
-        asked = dependence(x, x.roll(far), range(LAGS), shuffles=20, resamples=0)
+        asked = _asked(far)
         y = inputs[..., 0].roll(far, 0)
         y[:far] = 0
         w = _fitted(h[far:], y[far:]) if readout == "fitted" else torch.full((h.shape[-1],), 0.1).double()
@@ -51,6 +49,22 @@ def telling(lag: float, cell: str, radius: float, readout: str) -> Chart:
         told, "lag, steps", "gradient relative to lag 0; dependence of y on x, bits", curves, lowest=-8,
         levels=[(0.01, "1 %")],
     )  # fmt: skip
+
+
+@lru_cache(maxsize=1)
+def _text() -> Tensor:
+    return torch.randint(0, 2, (SYMBOLS,), generator=torch.Generator().manual_seed(5))
+
+
+@lru_cache(maxsize=LAGS)  # the text is always the same, and so is what it asks for
+def _asked(far: int) -> Dependence:
+    return dependence(_text(), _text().roll(far), range(LAGS), shuffles=20, resamples=0)
+
+
+@lru_cache(maxsize=4)  # another task or readout leaves the network as it is
+def _reader(cell: str, radius: float) -> tuple[Recurrent, Callable[[Tensor], Tensor]]:
+    layer = _network(cell, radius)
+    return layer, _last_states(layer)
 
 
 def _asks(name: str, asked: Dependence) -> Curve:

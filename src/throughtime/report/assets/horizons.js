@@ -33,12 +33,14 @@ TT.figures.horizons = (stage) => {
         : TT.word(0, y + 4, TT.fit(row.name, left - 14), { class: model ? null : "strong" }));
       if (model && ask && end < ask - 12) group.append(TT.svg("path", { class: "short", d: `M${end},${y}H${ask}`, "stroke-dasharray": "1 4" }));
       group.append(TT.svg("path", { class: `span ${model ? TT.dash(row.index) : ""}`, d: `M${left},${y}H${end}` }));
-      if (row.half !== undefined && row.half !== null && row.half > 0 && row.half < row.horizon.steps) {
+      const halved = row.half !== undefined && row.half !== null && row.half > 0 && row.half < row.horizon.steps;
+      const close = row.use && Math.abs(x(row.use.steps) - x(row.half ?? 0)) < 90, together = narrow && close && halved;  // on a phone the name stands above
+      if (halved) {
         group.append(TT.svg("path", { class: "curve", d: `M${x(row.half)},${y - 7}v14` }));
-        group.append(TT.word(x(row.half), y + 20, `half-life ${TT.text(row.half)}`, { class: "light halo", "text-anchor": x(row.half) - left < 40 ? "start" : "middle" }));
+        group.append(TT.word(x(row.half), y + 20, `half-life ${TT.text(row.half)}${together ? `, in use ${TT.reach(row.use)}` : ""}`, { class: "light halo", "text-anchor": x(row.half) - left < (together ? 75 : 40) ? "start" : "middle" }));
       }
       if (row.use) group.append(TT.svg("path", { class: "open", d: TT.mark(0, x(row.use.steps), y, 5) }),
-        TT.word(x(row.use.steps), Math.abs(x(row.use.steps) - x(row.half ?? 0)) < 90 ? y - 11 : y + 20, `in use ${TT.reach(row.use)}`, { class: "light halo", "text-anchor": "middle" }));
+        together ? "" : TT.word(x(row.use.steps), close ? y - 11 : y + 20, `in use ${TT.reach(row.use)}`, { class: "light halo", "text-anchor": x(row.use.steps) - left < 24 ? "start" : "middle" }));
       if (row.horizon.atLeast) group.append(TT.svg("path", { class: "curve", d: `M${end + 9},${y - 5}l6,5l-6,5` }));
       group.append(TT.svg("path", { class: "mark", d: model ? TT.mark(row.index, end, y, 6) : `M${end - 2},${y - 9}h4v18h-4z` }));
       const text = TT.stepsOf(row.horizon) + (row.tail ? ` ${row.tail}` : "");

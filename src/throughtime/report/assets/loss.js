@@ -12,7 +12,7 @@ TT.figures.loss = (stage) => {
   // The record at a step, or the last one before it: what was known then.
   const last = (list, step) => list.step.findLastIndex((s) => s <= step);
   const readout = TT.readout();
-  const cursor = TT.cursor(`Loss in bits per ${data.unit} by training step: ${models.map((m) => m.name).join(", ")}. Arrow keys move along the steps.`, {
+  const cursor = TT.cursor(`Loss in ${data.lossUnit} by training step: ${models.map((m) => m.name).join(", ")}. Arrow keys move along the steps.`, {
     count: () => steps.length,
     start: steps.length - 1,
     at: (px) => { const v = x.invert(px); return steps.reduce((best, s, i) => Math.abs(s - v) < Math.abs(steps[best] - v) ? i : best, 0); },
@@ -65,7 +65,7 @@ TT.figures.loss = (stage) => {
     frame = { top, bottom };
     const svg = TT.canvasSvg(width, bottom + 46);
     svg.append(TT.svg("clipPath", { id: "clip-loss" }, TT.svg("rect", { x: left, y: top, width: Math.max(right - left, 1), height })),
-      TT.word(0, 14, `bits per ${data.unit}`, { class: "title" }), TT.yAxis(y, left, right, (v) => TT.minus(v), { gap: 40 }));
+      TT.word(0, 14, data.lossUnit, { class: "title" }), TT.yAxis(y, left, right, (v) => TT.minus(v), { gap: 40 }));
     const ends = [];
     for (const floor of floors) {
       const py = y(floor.bits), name = `${floor.name} ${TT.text(floor.bits)}`;
@@ -85,7 +85,7 @@ TT.figures.loss = (stage) => {
     cursor.plot.replaceChildren(svg);
     cursor.refresh();
   }
-  const csv = () => ["loss.csv", [["model", "split", "step", `bits_per_${data.unit}`],
+  const csv = () => ["loss.csv", [["model", "split", "step", data.lossUnit.replaceAll(" ", "_")],
     ...models.flatMap((m) => ["train", "valid"].flatMap((split) => m[split].step.map((s, i) => [m.name, split, s, m[split].bits[i]])))]];
   return { draw, csv };
 };

@@ -149,6 +149,7 @@ int tt_pack(const tt_packing* p, int64_t threads) {
 int tt_move_rows(void* out, const void* source, const int64_t* rows, int64_t n, int64_t bytes, int64_t scatter, int64_t threads) {
     char* d = (char*)out;
     const char* s = (const char*)source;
+    if (!bytes) return 0;  // memory that holds nothing may have no address
 #pragma omp parallel for num_threads((int)threads) if (threads > 1 && n * bytes > 65536)
     for (int64_t i = 0; i < n; i++) {
         if (scatter) std::memcpy(d + rows[i] * bytes, s + i * bytes, bytes);

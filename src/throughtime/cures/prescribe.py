@@ -104,9 +104,8 @@ def _try(run: Runner, candidates: Sequence[Candidate], seeds: Sequence[int]) -> 
 
 
 def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
-    if isinstance(seeds, int) and not isinstance(seeds, bool):
-        seeds = range(seeds)
-    found = tuple(seeds) if isinstance(seeds, Sequence) else ()
+    several = range(seeds) if isinstance(seeds, int) and not isinstance(seeds, bool) else seeds
+    found = tuple(several) if isinstance(several, Sequence) else ()
     if len(found) < 3 or len(set(found)) < len(found) or not all(isinstance(s, int) and s >= 0 for s in found):
         raise ConfigError(f"seeds must be 3 or more, or that many different whole numbers from 0; came {seeds!r}")
     return found

@@ -133,10 +133,16 @@ def _dependence(d: Diagnosis) -> DependenceView | None:
 
 
 def _remedies(p: Prescription) -> TableView:
-    rows = [] if p.nothing is None else [row(o, p.winner) for o in (p.nothing, *p.outcomes)]
+    outcomes = () if p.nothing is None else (p.nothing, *p.outcomes)
+    rows = [(name, *map(_typeset, cells)) for name, *cells in (row(o, p.winner) for o in outcomes)]
     tried = f"{len(p.seeds)} seeds, {p.steps} steps each; the loss is that of batches held out."
     reasons = " ".join(f"{o.candidate.name}: {o.candidate.reason}." for o in p.outcomes if o.candidate.reason)
     return TableView("Remedies, before and after", COLUMNS, rows, f"{tried} {reasons}".strip(), p.code)
+
+
+def _typeset(cell: str) -> str:
+    """What the terminal's table says, with the signs that a page has; a factor and an arrow are not cut in two."""
+    return cell.replace(" -> ", "\u00a0→ ").replace("x ", "×\u00a0")
 
 
 def _recurrences(d: Diagnosis) -> list[TableView]:

@@ -83,14 +83,14 @@
     maps();
   }
 
-  function frame(id, xs, ys, { log = false, zero = false, title = "step" } = {}) {
+  function frame(id, xs, ys, { log = false, counted = false, title = "step" } = {}) {
     const stage = part(id), width = Math.floor(stage.clientWidth), left = 52, right = width - 12, top = 14, height = 230;
     if (!xs.length || !ys.length || width < 100) { stage.replaceChildren(TT.html("p", { class: "note" }, "Nothing yet.")); return null; }
-    const low = zero ? 0 : ys.reduce((a, b) => Math.min(a, b)), high = ys.reduce((a, b) => Math.max(a, b)), room = (high - low) * .05 || 1;
+    const low = counted ? 0 : ys.reduce((a, b) => Math.min(a, b)), high = ys.reduce((a, b) => Math.max(a, b)), room = (high - low) * .05 || 1;
     const x = TT.whole([0, Math.max(1, xs.reduce((a, b) => Math.max(a, b)))], [left, right]);
-    const y = log ? TT.exponents([Math.floor(low), Math.ceil(high + 1e-9)], [top + height, top]) : TT.linear([zero ? 0 : low - room, high + room], [top + height, top]);
+    const y = log ? TT.exponents([Math.floor(low), Math.ceil(high + 1e-9)], [top + height, top]) : counted ? TT.whole([0, high + room], [top + height, top]) : TT.linear([low - room, high + room], [top + height, top]);
     const svg = TT.canvasSvg(width, top + height + 44, `${id} over training, of ${shown().map((r) => r.name).join(", ")}`);
-    svg.append(TT.yAxis(y, left, right, log ? TT.power : TT.text));
+    svg.append(TT.yAxis(y, left, right, log ? TT.power : counted ? TT.count : TT.text));
     return { svg, x, y, done: () => { svg.append(TT.svg("path", { class: "axis", d: `M${left},${top + height}H${right}` }), TT.xAxis(x, top + height, title, { gap: 60 })); stage.replaceChildren(svg); } };
   }
 
@@ -108,7 +108,7 @@
 
   function horizons() {
     const lines = shown().flatMap((run) => [...new Set(reaches(run).map((h) => h[3] ?? ""))].map((place) => ({ run, place, points: reaches(run).filter((h) => (h[3] ?? "") === place && number(h[1]) !== null) })));
-    const f = frame("horizon", lines.flatMap((l) => l.points.map((h) => h[0])), lines.flatMap((l) => l.points.map((h) => h[1])), { zero: true });
+    const f = frame("horizon", lines.flatMap((l) => l.points.map((h) => h[0])), lines.flatMap((l) => l.points.map((h) => h[1])), { counted: true });
     if (!f) return;
     for (const { run, points } of lines) f.svg.append(TT.svg("g", { class: TT.model(run.index) },
       TT.svg("path", { class: `curve ${TT.dash(run.index)}`, d: TT.line(points.map((h) => [f.x(h[0]), f.y(h[1])])) }),

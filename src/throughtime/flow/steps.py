@@ -235,7 +235,7 @@ def _batched(ends: list[Tensor], wanted: list[Tensor], grads: list[Tensor], R: i
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = torch.autograd.grad(outs, need, gs, retain_graph=True, allow_unused=True, is_grads_batched=True)
-    except (RuntimeError, NotImplementedError):
+    except RuntimeError:
         each = [
             torch.autograd.grad(outs, need, [g[r] for g in gs], retain_graph=True, materialize_grads=True)
             for r in range(R)

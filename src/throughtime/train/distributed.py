@@ -43,7 +43,7 @@ class Group:
         try:
             device = torch.device(name)
             torch.empty(0, device=device)
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
+        except (RuntimeError, AssertionError) as error:
             why = str(error).splitlines()[0]
             raise ConfigError(f"device {name!r} cannot be used here ({why}); try --device cpu") from None
         if self.size == 1 or device.type != "cuda":

@@ -132,7 +132,7 @@ def packed(args: argparse.Namespace) -> None:
 
 def bf16(args: argparse.Namespace) -> None:
     """A training step under autocast to bf16, states and sums in float32."""
-    if library.current() != "avx512_bf16":
+    if library.current() not in library.PAIRS:
         print(f"\nbf16: left out, {library.current()} has no product of bf16 numbers")
         return
     heading("Training step under autocast to bf16", ["T,B,H", "cell", "ms", "x our float32", "x torch.nn in bf16"])

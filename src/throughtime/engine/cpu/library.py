@@ -11,7 +11,17 @@ import torch  # noqa: F401  (loads torch's OpenMP runtime first, which the kerne
 
 from throughtime.errors import BackendError
 
-ISAS = ("portable", "avx2", "avx512", "avx512_bf16")
+ISAS = ("portable", "avx2", "avx512", "avx512_bf16", "amx_bf16")
+PAIRS = ("avx512_bf16", "amx_bf16")  # those that multiply bf16 numbers themselves
+# Why the tiles of amx_bf16 are not used, by tt_tiles() of interface.h.
+TILES = (
+    None,
+    "this library was built without them",
+    "this processor has none",
+    "the operating system refuses the memory that they take",
+    "a product that was tried on them when the library was loaded came out wrong",
+)
+OTHER_SOURCES = "{} was built from other sources than this package; build the kernels anew"
 NUMBER, POINTER = ctypes.c_int64, ctypes.c_void_p
 
 
@@ -109,6 +119,8 @@ def load() -> ctypes.CDLL:
         raise BackendError(
             f'the CPU kernels cannot be loaded: {err}; build them anew, or choose backend="torch"'
         ) from None
+    if not hasattr(lib, "tt_tiles"):
+        raise BackendError(OTHER_SOURCES.format(where))
     lib.tt_lanes.restype = lib.tt_panel_vectors.restype = lib.tt_layout.restype = NUMBER
     lib.tt_lanes.argtypes = lib.tt_layout.argtypes = [NUMBER]
     lib.tt_peak.restype, lib.tt_peak.argtypes = ctypes.c_double, [NUMBER, NUMBER, ctypes.c_double]
@@ -120,7 +132,7 @@ def load() -> ctypes.CDLL:
     lib.tt_apply.argtypes = [NUMBER, NUMBER, POINTER, POINTER, NUMBER]
     for k, structure in enumerate((TapeProgram, Panels, Packing, ForwardCall, BackwardCall, MapCall)):
         if lib.tt_layout(k) != ctypes.sizeof(structure):
-            raise BackendError(f"{where} was built from other sources than this package; build the kernels anew")
+            raise BackendError(OTHER_SOURCES.format(where))
     wanted = os.environ.get("THROUGHTIME_CPU_ISA")
     if wanted is not None:
         choose(wanted, lib)
@@ -128,19 +140,35 @@ def load() -> ctypes.CDLL:
 
 
 def choose(isa: str, lib: ctypes.CDLL | None = None) -> None:
-    """Uses the kernels of one instruction set, at most the machine's widest; one of `ISAS`. Packed weights are of one
+    """Uses the kernels of one instruction set that the machine runs; one of `ISAS`. Packed weights are of one
     instruction set: this is for the start of a process, for tests and for benchmarks."""
     lib = lib or load()
     if isa not in ISAS:
         raise BackendError(f"unknown instruction set {isa!r}; it must be one of {', '.join(ISAS)}")
-    if ISAS.index(isa) > lib.tt_widest():
-        raise BackendError(f"this machine does not run {isa}; its widest is {ISAS[lib.tt_widest()]}")
+    if not lib.tt_runs(ISAS.index(isa)):
+        why = f": {TILES[lib.tt_tiles()]}" if isa == "amx_bf16" else ""
+        widest = [name for k, name in enumerate(ISAS) if lib.tt_runs(k)][-1]
+        raise BackendError(f"this machine does not run {isa}{why}; its widest is {widest}")
     lib.tt_choose(ISAS.index(isa))
 
 
 def current() -> str:
     """The instruction set in use."""
     return ISAS[load().tt_current()]
+
+
+def runs(isa: str) -> bool:
+    """Whether this machine runs the kernels of one of `ISAS`."""
+    return bool(load().tt_runs(ISAS.index(isa)))
+
+
+def tiles_left_out() -> str | None:
+    """Why a processor that has tiles multiplies bf16 numbers without them; None where nothing is amiss.
+
+    A processor that never had any lacks nothing; a refusal, or a wrong result when they were tried, is told.
+    """
+    found = load().tt_tiles()
+    return TILES[found] if found > 2 else None
 
 
 def available() -> str | None:

@@ -3,6 +3,11 @@
 #include <time.h>
 #if defined(__linux__)
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#if defined(__x86_64__)
+#include <cpuid.h>
 #endif
 
 #include <cstdlib>
@@ -21,13 +26,20 @@ namespace portable { extern const Kernels kernels; }
 namespace avx2 { extern const Kernels kernels; }
 namespace avx512 { extern const Kernels kernels; }
 namespace avx512_bf16 { extern const Kernels kernels; }
+#if defined(TT_HAS_TILES)
+namespace amx_bf16 { extern const Kernels kernels; }
+#endif
 #endif
 
 namespace {
 
 const Kernels* table(int isa) {
 #if defined(__x86_64__)
-    const Kernels* all[] = {&portable::kernels, &avx2::kernels, &avx512::kernels, &avx512_bf16::kernels};
+    static const Kernels* const all[] = {&portable::kernels, &avx2::kernels, &avx512::kernels, &avx512_bf16::kernels,
+#if defined(TT_HAS_TILES)
+                                         &amx_bf16::kernels,
+#endif
+    };
     return all[isa];
 #else
     (void)isa;
@@ -35,20 +47,66 @@ const Kernels* table(int isa) {
 #endif
 }
 
-int widest_here() {
+enum { PORTABLE, AVX2, AVX512, AVX512_BF16, AMX_BF16, n_isas };
+
+// The widest set of vectors that the machine runs; tiles are apart.
+int widest_vectors() {
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 0;
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return PORTABLE;
     if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512vl") ||
         !__builtin_cpu_supports("avx512dq"))
-        return 1;
-    return __builtin_cpu_supports("avx512bf16") ? 3 : 2;
+        return AVX2;
+    return __builtin_cpu_supports("avx512bf16") ? AVX512_BF16 : AVX512;
 #else
-    return 0;
+    return PORTABLE;
 #endif
 }
 
-int current = widest_here();
+#if defined(TT_HAS_TILES) && !defined(TT_EMULATED_ON)
+// The processor has tiles with bf16 products, and the operating system saves their configuration and their data.
+bool processor_has_tiles() {
+    unsigned a, b, c, d;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+    if (!(d >> 22 & 1) || !(d >> 24 & 1)) return false;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1)) return false;  // OSXSAVE: XGETBV may be asked
+    __asm__ volatile("xgetbv" : "=a"(a), "=d"(d) : "c"(0));
+    return (a >> 17 & 3) == 3;
+}
+
+// Linux gives a process the 8 KiB that a thread's tiles take once it has asked for them.
+bool system_gives_tiles() {
+#if defined(__linux__)
+    constexpr long request = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return syscall(SYS_arch_prctl, request, tile_data) == 0;
+#else
+    return false;
+#endif
+}
+#endif
+
+// What the state of the tiles is; the same numbers stand in library.py.
+enum { TILES_USED, TILES_NOT_BUILT, TILES_NOT_THERE, TILES_REFUSED, TILES_WRONG };
+
+int find_tiles() {
+#if defined(TT_HAS_TILES)
+#if defined(TT_EMULATED_ON)
+    if (widest_vectors() < TT_EMULATED_ON) return TILES_NOT_THERE;
+#else
+    if (widest_vectors() < AVX512_BF16 || !processor_has_tiles()) return TILES_NOT_THERE;
+    if (!system_gives_tiles()) return TILES_REFUSED;
+#endif
+    return amx_bf16::kernels.tiles_are_right() ? TILES_USED : TILES_WRONG;
+#else
+    return TILES_NOT_BUILT;
+#endif
+}
+
+const int tiles = find_tiles();
+
+bool runs(int isa) { return isa == AMX_BF16 ? tiles == TILES_USED : isa >= 0 && isa <= widest_vectors(); }
+
+int current = runs(AMX_BF16) ? AMX_BF16 : widest_vectors();
 
 int kind_of(const tt_forward_call& c) { return c.pairs ? 2 : (int)c.dtype; }
 
@@ -175,10 +233,11 @@ int tt_apply(int64_t code, int64_t dtype, void* out, const void* a, int64_t n) {
     return 0;
 }
 
-int tt_widest(void) { return widest_here(); }
+int tt_runs(int isa) { return runs(isa); }
+int tt_tiles(void) { return tiles; }
 int tt_current(void) { return current; }
 int tt_choose(int isa) {
-    if (isa >= 0 && isa <= widest_here()) current = isa;
+    if (runs(isa)) current = isa;
     return current;
 }
 int64_t tt_lanes(int64_t dtype) { return table(current)->lanes[dtype]; }

@@ -28,6 +28,12 @@ constexpr int block_bytes = 1 << 17;  // of B: what is used again stays in the s
 template <class T, bool PAIRS> TT_INLINE Vec<T> multiply_add(Vec<T> a, Vec<T> b, Vec<T> c) {
 #if TT_BYTES == 64 && defined(__AVX512BF16__)
     if constexpr (PAIRS) return (Vec<T>)_mm512_dpbf16_ps((__m512)c, (__m512bh)a, (__m512bh)b);
+#elif defined(TT_EMULATE_TILES)
+    if constexpr (PAIRS) {
+        const Mask<T> high = (Mask<T>)(spread(0.0f) == spread(0.0f)) << 16;
+        c = (Vec<T>)((Mask<T>)a & high) * (Vec<T>)((Mask<T>)b & high) + c;
+        return (Vec<T>)((Mask<T>)a << 16) * (Vec<T>)((Mask<T>)b << 16) + c;
+    }
 #endif
     return a * b + c;
 }

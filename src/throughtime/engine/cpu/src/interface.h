@@ -135,9 +135,12 @@ TT_API void tt_large_pages(void* memory, int64_t bytes);
 TT_API uint64_t tt_checksum(const void* memory, int64_t bytes);
 /* A function of the tape by its code, for tests: out[i] = f(a[i]). */
 TT_API int tt_apply(int64_t code, int64_t dtype, void* out, const void* a, int64_t n);
-/* The machine: the widest instruction set it runs, the one in use (0 portable, 1 AVX2, 2 AVX-512, 3 with bf16). */
-TT_API int tt_widest(void);
+/* Instruction sets: 0 portable, 1 AVX2, 2 AVX-512, 3 with bf16, 4 with tiles. Whether the machine runs one; the one in use. */
+TT_API int tt_runs(int isa);
 TT_API int tt_current(void);
+/* Tiles: 0 there is a build that uses them and it runs here; 1 not built, 2 not in this processor, 3 refused by the
+   operating system, 4 tried when the library was loaded, with a wrong result. */
+TT_API int tt_tiles(void);
 TT_API int tt_choose(int isa); /* for tests and benchmarks; returns what is in use now */
 TT_API int64_t tt_lanes(int64_t dtype);
 TT_API int64_t tt_panel_vectors(void);

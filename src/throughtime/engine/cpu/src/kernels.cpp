@@ -14,6 +14,7 @@ namespace {
 template <class T, bool PAIRS>
 void forward(const tt_forward_call& c, int me, int threads, void* lines, void* const* steps) {
     FlushDenormals flush;
+    [[maybe_unused]] TilesInUse tiles;
     const Part part(c, me, threads, threads == c.threads ? c.row_groups : 1);
     enter_phase(me, Phase::rest);
     Forward<T, PAIRS>(c, part, (Arrivals*)lines, (T* const*)steps).run();
@@ -23,6 +24,7 @@ void forward(const tt_forward_call& c, int me, int threads, void* lines, void* c
 template <class T, bool PAIRS>
 void backward(const tt_backward_call& b, int me, int threads, void* lines, const void* shared) {
     FlushDenormals flush;
+    [[maybe_unused]] TilesInUse tiles;
     const Part part(b.pass, me, threads, threads == b.pass.threads ? b.pass.row_groups : 1);
     enter_phase(me, Phase::rest);
     Backward<T, PAIRS>(b, part, (Arrivals*)lines, *(const Shared<T>*)shared).run();
@@ -100,10 +102,43 @@ uint64_t checksum(const void* memory, int64_t bytes) {
     return h;
 }
 
-#if defined(__AVX512BF16__)
+#if defined(__AVX512BF16__) || TT_TILES
 constexpr bool has_pairs = true;
 #else
 constexpr bool has_pairs = false;
+#endif
+
+#if TT_TILES
+// A product of whole numbers, which has one right result however it is added up: more rows and words than whole tiles.
+bool tiles_are_right() {
+    constexpr int rows = 37, words = 21, vectors = 3, columns = vectors * tile_words;
+    const auto a = [](int i, int k) { return (i * 7 + k * 3) % 9 - 4; };
+    const auto b = [](int k, int j) { return (k * 5 + j * 2) % 7 - 3; };
+    const auto pair = [](int low, int high) {
+        const uint32_t both = to_bf16(low) | to_bf16(high) << 16;
+        float word;
+        std::memcpy(&word, &both, 4);
+        return word;
+    };
+    float A[rows][words], B[words][columns], C[rows][columns];
+    for (int k = 0; k < words; k++) {
+        for (int i = 0; i < rows; i++) A[i][k] = pair(a(i, 2 * k), a(i, 2 * k + 1));
+        for (int j = 0; j < columns; j++) B[k][j] = pair(b(2 * k, j), b(2 * k + 1, j));
+    }
+    {
+        TilesInUse tiles;
+        times_panel_on_tiles<float>(rows, words, {A[0], words, 1}, B[0], vectors, {C[0], columns, nullptr, 0, tile_words});
+    }
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < columns; j++) {
+            int sum = 0;
+            for (int k = 0; k < 2 * words; k++) sum += a(i, k) * b(k, j);
+            if (C[i][j] != (float)sum) return false;
+        }
+    return true;
+}
+#else
+constexpr bool (*tiles_are_right)() = nullptr;
 #endif
 
 }  // namespace
@@ -123,6 +158,7 @@ const Kernels kernels = {
     {lanes<float>, lanes<double>},
     widest,
     has_pairs,
+    tiles_are_right,
 };
 
 }  // namespace TT_ISA

@@ -17,4 +17,5 @@ struct Kernels {
     int lanes[2];
     int panel_vectors;
     bool pairs;
+    bool (*tiles_are_right)();  // where there are tiles: whether they give what they should
 };

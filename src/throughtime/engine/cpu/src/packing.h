@@ -1,7 +1,7 @@
 // Weights in the order in which the product reads them: panels of neighbouring columns, the whole sum one after another.
 #pragma once
-#include "gemm.h"
 #include "interface.h"
+#include "on_tiles.h"
 
 namespace TT_ISA {
 
@@ -30,6 +30,12 @@ void multiply(const Panels<T>& B, int group, int first, int past, int M, Left<T>
         c.c += n;
         if (c.in) c.in += n;
         c.part = least(left - (vectors - 1) * L, L);
+        if constexpr (PAIRS && has_tiles) {
+            if (M >= rows_for_tiles) {
+                times_panel_on_tiles<T>(M, B.K, A, B.panel(group, n), vectors, c);
+                continue;
+            }
+        }
         times_panel<T, false, PAIRS>(M, B.K, A, B.panel(group, n), vectors, c);
     }
 }

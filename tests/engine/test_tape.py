@@ -165,6 +165,7 @@ REFUSED = {
     "exponent": lambda self, z, s, w: z.a**s.h,
     "mean over the units": lambda self, z, s, w: z.a.mean(0, keepdim=True),
     "one of the cell's matrices": lambda self, z, s, w: F.linear(z.a, s.h),
+    r"yours is step\(z, s\)": lambda self, z, s: z.a,
     "tanh approximation": lambda self, z, s, w: F.gelu(z.a, approximate="tanh"),
 }
 

@@ -164,6 +164,22 @@ def test_backends_that_cannot_say_so():
         p.unroll(backend="reference", clip=1.0)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+def test_transforms_of_torch_func_are_refused_with_the_way_out(backend):
+    p = problem("lstm")
+
+    def loss(x, backend):
+        p.x = x
+        return p.unroll(backend=backend)[0][0].sum()
+
+    x = p.x
+    found = torch.func.grad(loss)(x, "reference")
+    torch.testing.assert_close(found, torch.autograd.grad(loss(x, backend), x)[0])
+    for transform in (torch.func.grad, torch.func.jacrev):
+        with pytest.raises(BackendError, match='choose backend="reference"'):
+            transform(loss)(x, backend)
+
+
 def test_weights_of_a_cell_without_recurrence():
     p = problem("additive-state")
     with pytest.raises(ShapeError, match="no recurrent weights"):

@@ -5,7 +5,7 @@ import torch
 
 from throughtime import nn
 from throughtime.engine.backends import VARIABLE
-from throughtime.errors import BackendError
+from throughtime.errors import BackendError, ConfigError
 
 
 def test_a_model_with_layers_of_all_kinds():
@@ -41,3 +41,8 @@ def test_the_environment_decides_for_auto_only(monkeypatch):
 
 def test_nothing_to_explain():
     assert nn.explain(torch.nn.Linear(2, 2)) == "no recurrent layer of torch or throughtime in this module"
+
+
+def test_only_modules_are_explained():
+    with pytest.raises(ConfigError, match="model must be a torch.nn.Module; came str"):
+        nn.explain("model")

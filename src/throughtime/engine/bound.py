@@ -16,7 +16,7 @@ from throughtime.engine.cpu import library
 from throughtime.engine.cpu.call import Walk, aim, fill, run
 from throughtime.engine.cpu.library import ForwardCall
 from throughtime.engine.cpu.packed_batch import PackedBatch
-from throughtime.engine.cpu.plan import plan
+from throughtime.engine.cpu.plan import kind_of, plan
 from throughtime.engine.eager import PLAIN
 from throughtime.engine.operands import operands
 from throughtime.engine.operator import tape_of
@@ -64,7 +64,8 @@ class BoundCell:
         self.cell, self.dtype, self.reverse = cell, weight_ih.dtype, reverse
         x = weight_ih.new_zeros(1, 1, weight_ih.shape[1])
         v = operands(cell, x, weight_ih, weight_hh, bias_ih, bias_hh, units, matrices, None)
-        p = plan(tape_of(program(cell), None, False), 1, 1, x.shape[2], v.W, v.b, v.matrices, v.states, None)
+        tape = tape_of(program(cell), None, False)
+        p = plan(tape, 1, 1, kind_of(tape, x.shape[2], v.W, v.b, v.matrices, v.states), None)
         self.units = [w.contiguous() for w in v.units]
         self.widths = p.sizes.states
         self._call = ForwardCall.from_buffer_copy(p.forward)

@@ -41,11 +41,17 @@ def unwatched(tensors: Iterable[Tensor] = ()) -> bool:
     return not any(watcher() for watcher in _WATCHERS) and all(type(t) in PLAIN for t in tensors)
 
 
-def refuse_forward_mode(tensors: Iterable[Tensor]) -> None:
-    """Raises BackendError for tensors with a tangent, which the operators would lose."""
-    if torch.compiler.is_compiling() or not _in_forward_mode():
+def refuse_transforms(tensors: Iterable[Tensor]) -> None:
+    """Raises BackendError inside of torch.func's transforms, and for tensors with a forward-mode tangent: the operators
+    have no rule for the first, and would lose the second."""
+    if torch.compiler.is_compiling():
         return
-    if any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+    if getattr(torch._C, "_are_functorch_transforms_active", bool)():
+        raise BackendError(
+            "torch.func's transforms (grad, vmap, jacrev, ...) cannot go through the traced step; choose "
+            'backend="reference", or torch.autograd.grad'
+        )
+    if _in_forward_mode() and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
         raise BackendError(
             "there is no forward-mode derivative of the traced step; differentiate backwards, or choose "
             'backend="reference"'

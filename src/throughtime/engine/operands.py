@@ -47,7 +47,7 @@ def operands(
 ) -> Operands:
     """The arguments of `unroll` as the backends take them; raises ShapeError where they do not fit."""
     H, P = _sizes(cell, x, weight_ih, weight_hh)
-    b = _columns_bias(cell, H, weight_ih, bias_ih, bias_hh)
+    b = columns_bias(cell, H, weight_ih, bias_ih, bias_hh)
     if states is None:
         dtype = weight_ih.dtype
         states = [x.new_zeros(x.shape[1], P if k == 0 else H, dtype=dtype) for k in range(len(cell.states))]
@@ -159,7 +159,7 @@ def _elsewhere(name: str, v: Tensor, device: torch.device) -> ShapeError:
     return ShapeError(f"{name} is on {v.device}, the weights are on {device}; move one to the other")
 
 
-def _columns_bias(cell: Cell, H: int, weight_ih: Tensor, bias_ih: Tensor | None, bias_hh: Tensor | None) -> Tensor:
+def columns_bias(cell: Cell, H: int, weight_ih: Tensor, bias_ih: Tensor | None, bias_hh: Tensor | None) -> Tensor:
     """One bias [C*H] over the cell's columns, from torch's two."""
     R = len(cell.recurrent_gates)
     for name, bias, n in (("bias_ih", bias_ih, len(cell.gates)), ("bias_hh", bias_hh, R)):
@@ -179,6 +179,16 @@ def _columns_bias(cell: Cell, H: int, weight_ih: Tensor, bias_ih: Tensor | None,
             part = part + bias_hh[k * H : (k + 1) * H]
         parts.append(part)
     return torch.cat(parts)
+
+
+def bias_gradients(cell: Cell, db: Tensor, H: int) -> tuple[Tensor, Tensor]:
+    """The gradients of bias_ih and bias_hh from that of the columns' bias [C*H]; for cells with no products inside."""
+    columns, G = cell.columns, len(cell.gates)
+    d_ih = db if len(columns) == G else db[: G * H]  # the gates come first, in their order
+    own = [k for k, column in enumerate(columns) if column.h is not None]
+    if len(own) == len(columns):
+        return d_ih, db
+    return d_ih, torch.cat([db[:0], *(db[k * H : (k + 1) * H] for k in own)])
 
 
 def _split_recurrent(

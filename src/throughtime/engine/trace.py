@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import operator
 from collections.abc import Callable, Sequence
@@ -77,6 +78,13 @@ def trace(cell: Cell) -> Tape:
     """
     if not cell.gates or not cell.states:
         raise CellError(f"{cell!r} must name at least one gate and one state; it has {cell.gates} and {cell.states}")
+    try:
+        inspect.signature(cell.step).bind(None, None, None)
+    except TypeError:
+        raise CellError(
+            f"{cell!r}: step is called as step(z, s, w) with the net inputs, the old states and the weights, read by "
+            f"name; yours is step{inspect.signature(cell.step)}"
+        ) from None
     inputs = inputs_of(cell)
     graph = fx.Graph()
     tracer = fx.proxy.GraphAppendingTracer(graph)

@@ -11,8 +11,9 @@ from torch import Tensor
 from throughtime.cells import Cell
 from throughtime.engine import derivative, operator, reference
 from throughtime.engine.backends import check_memory, choose
-from throughtime.engine.eager import refuse_forward_mode, unwatched
+from throughtime.engine.eager import refuse_transforms, unwatched
 from throughtime.engine.operands import operands
+from throughtime.engine.straight import straight
 from throughtime.engine.trace import program, step_of
 from throughtime.errors import BackendError, ShapeError
 
@@ -73,6 +74,12 @@ def unroll(
     """
     if clip is not None and not (clip > 0 and math.isfinite(clip)):
         raise ShapeError(f"clip must be a positive number, the bound of the derivative; came {clip}")
+    if memory == "fast" and lengths is None and not matrices and not torch.compiler.is_compiling():
+        rule = (reverse, clip, truncated)
+        outputs = straight(cell, x, weight_ih, weight_hh, bias_ih, bias_hh, units, states, rule, backend)
+        if outputs is not None:
+            S = len(cell.states)
+            return outputs[:S], outputs[S:]
     v = operands(cell, x, weight_ih, weight_hh, bias_ih, bias_hh, units, matrices, states, lengths)
     S = len(v.states)
     backend, why = choose(backend, x.device.type, v.states[0].dtype, v.W.dtype)
@@ -90,7 +97,7 @@ def unroll(
 
     shown = S if every_state else 1
     tensors = v.tensors()
-    refuse_forward_mode(tensors)
+    refuse_transforms(tensors)
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         out = derivative.unroll(program(cell), *v, lengths, reverse, clip, truncated, backend, memory, shown)
     else:

@@ -6,7 +6,7 @@ import torch
 from throughtime import cells
 from throughtime.engine import cpu, torch_backend
 from throughtime.engine.cpu import library
-from throughtime.engine.cpu.plan import plan
+from throughtime.engine.cpu.plan import kind_of, plan
 from throughtime.engine.trace import trace
 from throughtime.errors import BackendError
 
@@ -195,5 +195,5 @@ def test_torch_chooses_the_number_of_threads():
     p = problem("lstm", 3, 16, 4, 8)
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        made = plan(p.tape, 48, 16, 4, p.W, p.b, [], p.states, None)
+        made = plan(p.tape, 48, 16, kind_of(p.tape, 4, p.W, p.b, [], p.states), None)
         assert made.threads == threads

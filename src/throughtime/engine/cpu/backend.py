@@ -10,8 +10,9 @@ from torch import Tensor
 
 from throughtime.engine.cpu.call import Walk, run_backward, run_forward
 from throughtime.engine.cpu.compiled import compiled, everything, sizes_of
+from throughtime.engine.cpu.memory import lent
 from throughtime.engine.cpu.packed_batch import PackedBatch, packed_batch
-from throughtime.engine.cpu.plan import padded_row, plan
+from throughtime.engine.cpu.plan import kind_of, padded_row, plan
 from throughtime.engine.tape import Tape
 from throughtime.errors import BackendError
 
@@ -69,9 +70,14 @@ def forward_rows(
     save: bool,
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """`forward` on a batch made ready; rows [rows, .] in place of [T, B, .] where the batch is one of packed rows."""
-    D, dtype = x.shape[-1], states[0].dtype
-    p = plan(tape, batch.rows, batch.running, D, W, b, matrices, states, everything(tape) if save else None)
-    kept = batch.room(p.kept_row, dtype, whole=True) if save else _NOTHING
+    dtype = states[0].dtype
+    kind = kind_of(tape, x.shape[-1], W, b, matrices, states)
+    p = plan(tape, batch.rows, batch.running, kind, everything(tape) if save else None)
+    if save:
+        kept = batch.cleared(lent.room(W, batch.shape(p.kept_row, whole=True), dtype))
+    else:
+        lent.release(W)
+        kept = _NOTHING
     if batch.rows == 0:
         return [s.new_zeros(batch.T, *s.shape) for s in states], [s.clone() for s in states], kept
     sequences = [batch.room(w, dtype) for w in p.sizes.states]
@@ -136,8 +142,8 @@ def backward_rows(
     if batch.rows == 0:
         nothing = torch.zeros_like(x) if need_dx else x.new_empty(0)
         return [nothing, *(torch.zeros_like(v) for v in (W, U, b, *units, *matrices)), *(d.clone() for d in d_finals)]
-    shown = tuple(not _is_zero(d) for d in d_sequences)
-    p = plan(tape, batch.rows, batch.running, D, W, b, matrices, states, shown)
+    shown = tuple(not is_zero(d) for d in d_sequences)
+    p = plan(tape, batch.rows, batch.running, kind_of(tape, D, W, b, matrices, states), shown)
     kept = batch.shape(p.kept_row, whole=True)
     if tuple(saved.shape) != kept or saved.dtype != dtype or not saved.is_contiguous():
         raise BackendError(
@@ -148,7 +154,7 @@ def backward_rows(
     x_rows = batch.gather(x.contiguous())
     walk = Walk(p, batch, x_rows, W, U, b.contiguous(), _plain(units), matrices, first, reverse)
     rows = [batch.gather(s.contiguous()) for s in sequences]
-    dy = [_entering(d, there, batch) for d, there in zip(d_sequences, shown, strict=True)]
+    dy = [entering(d, there, batch) for d, there in zip(d_sequences, shown, strict=True)]
     ds = [batch.sorted(d).clone(memory_format=torch.contiguous_format) for d in d_finals]
     dx = batch.room(D, dtype) if need_dx else None
     grads = run_backward(walk, rows, saved, dy, ds, dx, truncated)
@@ -157,8 +163,9 @@ def backward_rows(
     return [out_x, *(g.to(v.dtype) for g, v in zip(grads, targets, strict=True)), *(batch.unsorted(d) for d in ds)]
 
 
-def _entering(d: Tensor, there: bool, batch: PackedBatch) -> Tensor | None:
-    # One row stands for all, as the gradient of a plain sum over steps and sequences has it.
+def entering(d: Tensor, there: bool, batch: PackedBatch) -> Tensor | None:
+    """The gradient that enters at a state's outputs as the kernels take it. One row stands for all where a plain sum
+    over steps and sequences has it so."""
     if not there:
         return None
     return batch.gather(d.contiguous()) if any(d.stride()[:-1]) else d[(0,) * (d.dim() - 1)].contiguous()
@@ -174,9 +181,10 @@ def _plain(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [t.contiguous() for t in tensors]
 
 
-def _is_zero(d: Tensor) -> bool:
-    # Autograd's zero for an output that the loss does not see: one number for all. Read without a tensor operation.
+def is_zero(d: Tensor) -> bool:
+    """Whether this is autograd's zero for an output that the loss does not see: one number for all."""
     if any(d.stride()) or not d.numel():
         return False
+    # Read without a tensor operation.
     kind = ctypes.c_double if d.dtype == torch.float64 else ctypes.c_float
     return kind.from_address(d.data_ptr()).value == 0

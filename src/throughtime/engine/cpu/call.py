@@ -12,12 +12,14 @@ from torch import Tensor
 from throughtime.engine.cpu import library
 from throughtime.engine.cpu.compiled import ints
 from throughtime.engine.cpu.library import BackwardCall, ForwardCall
+from throughtime.engine.cpu.memory import fresh
 from throughtime.engine.cpu.packed_batch import PackedBatch
-from throughtime.engine.cpu.packing import PackCache, panels_array
+from throughtime.engine.cpu.packing import Layout, PackCache, Packed, panels_array
 from throughtime.engine.cpu.plan import Plan
 from throughtime.errors import BackendError
 
 cache = PackCache()
+_WORD = ctypes.sizeof(ctypes.c_void_p)
 
 
 class Walk(NamedTuple):
@@ -62,25 +64,34 @@ def run_backward(
     program = p.programs.backward
     assert program is not None and p.backward is not None
     call = BackwardCall.from_buffer_copy(p.backward)
-    keep = fill(call.forward, walk), aim(call.forward, walk.units, walk.first, sequences, ())
-    call.forward.kept = kept.data_ptr()
-    dW, dU, db = (torch.empty(v.shape, dtype=p.dtype) for v in (walk.W, walk.U, walk.b))
+    forward = call.forward
+    walk.batch.fill(forward, walk.reverse)
+    forward.kept = kept.data_ptr()
+    dW, dU, db = (fresh(v.shape, p.dtype) for v in (walk.W, walk.U, walk.b))
     d_units = [torch.empty(p.sizes.H, dtype=p.dtype) for _ in walk.units]
-    paired = {m for m, _, _ in program.program.pairs}
-    d_matrices = [
-        (torch.empty if k in paired else torch.zeros)(m.shape, dtype=p.dtype) for k, m in enumerate(walk.matrices)
-    ]
-    W_back, U_back = cache.get(walk.W, p.W_back, p.threads), cache.get(walk.U, p.U_back, p.threads)
-    turned = [cache.get(m, how, p.threads) for m, how in zip(walk.matrices, p.matrices_back, strict=True)]
-    dy_rows = [w if d is not None and d.dim() > 1 else 0 for d, w in zip(dy, p.sizes.states, strict=True)]
-    arrays = (
-        addresses(dy), ints(dy_rows), addresses(ds), panels_array(turned), addresses(d_units), addresses(d_matrices)
-    )  # fmt: skip
-    at = map(ctypes.addressof, arrays)
-    call.dy, call.dy_rows, call.ds, call.turned_matrices, call.d_units, call.d_matrices = at
-    call.Wt, call.Ut, call.x_rows, call.truncated = W_back.address, U_back.address, walk.x.data_ptr(), truncated
-    call.dx = None if dx is None else dx.data_ptr()
+    keep: list[Any] = [aim(forward, walk.units, walk.first, sequences, ())]
+    d_matrices: list[Tensor] = []
+    if walk.matrices:
+        paired = {m for m, _, _ in program.program.pairs}
+        d_matrices = [
+            (torch.empty if k in paired else torch.zeros)(m.shape, dtype=p.dtype) for k, m in enumerate(walk.matrices)
+        ]
+        packed, turned = _matrices(walk, p.matrices), _matrices(walk, p.matrices_back)
+        forward.matrices, call.turned_matrices = ctypes.addressof(packed[1]), ctypes.addressof(turned[1])
+        keep += packed, turned
+    U_back = cache.get(walk.U, p.U_back, p.threads)
+    # Without dx nothing is multiplied by W; the kernels only ask how wide its panels are, which are as wide as U's.
+    W_back = U_back if dx is None else cache.get(walk.W, p.W_back, p.threads)
+    rows = ints([w if d is not None and d.dim() > 1 else 0 for d, w in zip(dy, p.sizes.states, strict=True)])
+    pointers = addresses([*dy, *ds, *d_units, *d_matrices])
+    at, S = ctypes.addressof(pointers), len(ds)
+    call.dy, call.ds, call.d_units = at, at + _WORD * S, at + _WORD * 2 * S
+    call.d_matrices = at + _WORD * (2 * S + len(d_units))
+    call.dy_rows, call.x_rows, call.truncated = ctypes.addressof(rows), walk.x.data_ptr(), truncated
+    call.Wt, call.Ut = W_back.address, U_back.address
     call.dW, call.dU, call.db = dW.data_ptr(), dU.data_ptr(), db.data_ptr()
+    if dx is not None:
+        call.dx = dx.data_ptr()
     _check(library.load().tt_backward(ctypes.byref(call)))
     del keep
     return [dW, dU, db, *d_units, *d_matrices]
@@ -99,12 +110,18 @@ def fill(call: ForwardCall, walk: Walk) -> tuple[Any, ...]:
     elif p.low and p.D % 2:
         x = torch.nn.functional.pad(x, (0, 1))
     W, U = cache.get(walk.W, p.W, p.threads), cache.get(walk.U, p.U, p.threads)
-    packed = [cache.get(m, how, p.threads) for m, how in zip(walk.matrices, p.matrices, strict=True)]
-    panels = panels_array(packed)
     batch.fill(call, walk.reverse)
-    call.x, call.bias = x.data_ptr(), walk.b.data_ptr()
-    call.W, call.U, call.matrices = W.address, U.address, ctypes.addressof(panels)
-    return p, batch, x, walk.b, W, U, packed, panels
+    call.x, call.bias, call.W, call.U = x.data_ptr(), walk.b.data_ptr(), W.address, U.address
+    matrices = _matrices(walk, p.matrices) if walk.matrices else None
+    if matrices is not None:
+        call.matrices = ctypes.addressof(matrices[1])
+    return p, batch, x, walk.b, W, U, matrices
+
+
+def _matrices(walk: Walk, layouts: Sequence[Layout]) -> tuple[list[Packed], Any]:
+    """The packed matrices of the step, and the array of them that the kernels read."""
+    packed = [cache.get(m, how, walk.plan.threads) for m, how in zip(walk.matrices, layouts, strict=True)]
+    return packed, panels_array(packed)
 
 
 def aim(
@@ -116,9 +133,9 @@ def aim(
 ) -> Any:
     """Fills in where states are read and written, with one array; it must live as long as the structure is used."""
     pointers = addresses([*units, *first, *sequences, *finals])
-    at, word, n, S = ctypes.addressof(pointers), ctypes.sizeof(ctypes.c_void_p), len(units), len(first)
-    call.units, call.first = at, at + word * n
-    call.sequences, call.finals = at + word * (n + S), at + word * (n + 2 * S)
+    at, n, S = ctypes.addressof(pointers), len(units), len(first)
+    call.units, call.first = at, at + _WORD * n
+    call.sequences, call.finals = at + _WORD * (n + S), at + _WORD * (n + 2 * S)
     return pointers
 
 

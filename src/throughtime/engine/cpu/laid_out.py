@@ -49,7 +49,7 @@ def forward_laid_out(
     batch = packed_batch(T, B, lengths)
     if batch.rows == 0 or batch.running < B:
         return None
-    p = planning.plan(tape, batch.rows, batch.running, D, W, b, matrices, states, None)
+    p = planning.plan(tape, batch.rows, batch.running, planning.kind_of(tape, D, W, b, matrices, states), None)
     if p.low:
         return None
     program = _program(tape, p.sizes)

@@ -38,15 +38,15 @@ class PackedBatch:
         """Fills in the rows of a call; the batch must live as long as the structure is used."""
         call.offset, call.T, call.B, call.reverse = ctypes.addressof(self.offset), self.T, self.running, reverse
 
-    def room(self, n: int, dtype: torch.dtype, whole: bool = False) -> Tensor:
-        """Memory for n numbers a row, to be written: [T, B, n], or [rows, n] where rows are packed.
+    def room(self, n: int, dtype: torch.dtype) -> Tensor:
+        """Memory for n numbers a row, to be written: [T, B, n], or [rows, n] where rows are packed."""
+        return fresh(self.shape(n), dtype)
 
-        whole: [T, B, n] in any case, zero behind the packed rows.
-        """
-        out = fresh(self.shape(n, whole), dtype)
-        if whole and self.index is not None:
-            out.view(self.T * self.B, n)[self.rows :].zero_()
-        return out
+    def cleared(self, whole: Tensor) -> Tensor:
+        """Memory of the shape [T, B, n] with what stands behind the packed rows set to zero."""
+        if self.index is not None:
+            whole.view(self.T * self.B, -1)[self.rows :].zero_()
+        return whole
 
     def shape(self, n: int, whole: bool = False) -> tuple[int, ...]:
         """The shape of what `room` gives."""

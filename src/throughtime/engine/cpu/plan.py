@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -61,39 +61,48 @@ class Plan:
 _plans: dict[tuple, Plan] = {}
 
 
-def plan(
-    tape: Tape, rows: int, B: int, D: int, W: Tensor, b: Tensor, matrices: Sequence[Tensor], states: Sequence[Tensor],
-    shown: tuple[bool, ...] | None,
-) -> Plan:  # fmt: skip
+class Kind(NamedTuple):
+    """What of a call's tensors a plan depends on: input size, H, the first state's width, the shapes of the matrices,
+    the dtype of the states and that of the products."""
+
+    D: int
+    H: int
+    P: int
+    matrices: tuple[tuple[int, int], ...]
+    dtype: torch.dtype
+    products: torch.dtype
+
+
+def kind_of(tape: Tape, D: int, W: Tensor, b: Tensor, matrices: Sequence[Tensor], states: Sequence[Tensor]) -> Kind:
+    """The kind of a call with these tensors."""
+    shapes = tuple((int(m.shape[0]), int(m.shape[1])) for m in matrices)
+    return Kind(D, b.shape[0] // len(tape.columns), states[0].shape[1], shapes, states[0].dtype, W.dtype)
+
+
+def plan(tape: Tape, rows: int, B: int, kind: Kind, shown: tuple[bool, ...] | None) -> Plan:
     """The plan for a batch of B sequences and `rows` steps in all; shown: as in `compiled`, None for inference."""
     isa, threads = library.load().tt_current(), torch.get_num_threads()
-    H, P = b.shape[0] // len(tape.columns), states[0].shape[1]
     C = arrange(tape.columns)
-    if rows * H * (C.nx * D + C.nh * P) < SMALL:
+    if rows * kind.H * (C.nx * kind.D + C.nh * kind.P) < SMALL:
         threads = 1
     row_groups = _row_groups(B, threads)
-    shapes = tuple((int(m.shape[0]), int(m.shape[1])) for m in matrices)
-    key = (id(tape), D, H, P, shapes, W.dtype, states[0].dtype, threads, row_groups, isa, shown)
+    key = (id(tape), kind, threads, row_groups, isa, shown)
     found = _plans.get(key)
     if found is not None and found.tape is tape:
         return found
     if len(_plans) > 1024:
         _plans.clear()
-    made = _plans[key] = _make(
-        tape, sizes_of(tape, H, P, shapes), D, states[0].dtype, W.dtype, isa, threads, row_groups, shown
-    )
+    made = _plans[key] = _make(tape, kind, isa, threads, row_groups, shown)
     return made
 
 
-def _make(
-    tape: Tape, sizes: Sizes, D: int, dtype: torch.dtype, products: torch.dtype, isa: int, threads: int,
-    row_groups: int, shown: tuple[bool, ...] | None,
-) -> Plan:  # fmt: skip
+def _make(tape: Tape, kind: Kind, isa: int, threads: int, row_groups: int, shown: tuple[bool, ...] | None) -> Plan:
+    D, dtype, sizes = kind.D, kind.dtype, sizes_of(tape, kind.H, kind.P, kind.matrices)
     lib, C, H = library.load(), arrange(tape.columns), sizes.H
     programs = compiled(tape, sizes, shown)
     full = programs if shown is None else compiled(tape, sizes, everything(tape))
-    double, low = dtype == torch.float64, products == torch.bfloat16
-    pairs = low and library.ISAS[isa] == "avx512_bf16"
+    double, low = dtype == torch.float64, kind.products == torch.bfloat16
+    pairs = low and library.ISAS[isa] in library.PAIRS
     lanes = lib.tt_lanes(int(double))
     width = lanes * min(lib.tt_panel_vectors(), max(1, -(-H // (lanes * (threads // row_groups)))))
     padded = -(-H // lanes) * lanes

@@ -38,6 +38,7 @@ def stack_of(call: LayerCall) -> PassedStack:
     return run(
         call.cell, call.layers, call.x, call.first,
         lengths=call.layout.lengths, skip=call.skip, masks=call.masks(), truncated=call.truncated, name=call.name,
+        backend=call.backend,
     )  # fmt: skip
 
 

@@ -264,7 +264,7 @@ def laid_out(
         if t == 0:
             widths, weights = tuple(int(v.shape[-1]) for v in parts), [values[v] for v in step.units]
             n = sum(widths) + H * (step.bases and len(step.columns) + step.bases)
-            out = torch.empty(T, B, row(n), dtype=dtype)
+            out = z.new_empty(T, B, row(n), dtype=dtype)
         squares: list[Tensor | float] = [0.0] * step.bases
         for c in order if step.bases else ():
             base, by, k = step.columns[c]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, equal
 
-from throughtime.flow.capture_calls import LayerCall, read_layer, source_tensor
+from throughtime.flow.capture_calls import LayerCall, read_layer, read_used, source_tensor
 from throughtime.flow.capture_graph import Edge, Slot, edge, walk
 from throughtime.flow.randomness import random_state
 from throughtime.flow.tree import leaves
@@ -90,16 +90,18 @@ class LayerHooks:
         if used:
             self._noted.add(id(call.module))
             by = next(s.grad_fn.name() for s in call.given if s.grad_fn is not None)
-            self.recorder.notes.append(
+            text = (
                 f"{call.name}, call {call.number}: its state was computed from the one that call {last.number} "
                 f"returned ({by}), not handed on as it is; the two are measured as recurrences of their own. Put "
                 "what happens between the steps into a module that takes the state and returns it"
             )
+            self.recorder.changed.append((call, text))
 
     def leave(self, module: Any, out: Any, graph: bool) -> None:
         call = self.recorder.end(module, graph, out)
         if call is None:
             return
+        read_used(call, self.recorder.snapshots)
         y, finals = (None, leaves(out)) if call.is_cell else (source_tensor(out[0]), leaves(out[1]))
         for i, state in enumerate(finals):
             self.recorder.slot(state, call.slots)
@@ -151,4 +153,5 @@ def _joinable(before: LayerCall, call: LayerCall) -> bool:
         and call.layout.lengths is None
         and before.x.shape[1:] == call.x.shape[1:]
         and (before.dropout, before.truncated, before.skip) == (call.dropout, call.truncated, call.skip)
+        and before.backend == call.backend
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -50,7 +51,7 @@ class LayerRun:
         passed = run(
             first.cell, first.layers, x, first.first,
             lengths=first.layout.lengths, skip=first.skip, masks=masks, truncated=first.truncated, name=first.name,
-            dtype=self.dtype, ahead=0 if self.ahead else None,
+            dtype=self.dtype, backend=first.backend, ahead=0 if self.ahead else None,
         )  # fmt: skip
         for directions_run in passed.recurrences:
             for r in directions_run:
@@ -218,7 +219,8 @@ def finite(v: Tensor, what: str, lengths: Tensor | None) -> None:
 
 def runs(calls: list[Call]) -> list[LayerRun | StepRun]:
     """The recurrences among the calls, in the order in which they began. Calls that continue no other and are
-    continued by none count for layers and cells, not for modules of the user's own."""
+    continued by none count for layers and cells, not for modules of the user's own; nor for a cell that is a part of
+    such a module's step."""
     found: list[LayerRun | StepRun] = []
     links = [(c.before, c) for c in calls if c.before is not None]
     for call in calls:
@@ -231,7 +233,17 @@ def runs(calls: list[Call]) -> list[LayerRun | StepRun]:
             found.append(LayerRun(chain))
         elif len(chain) > 1 and not _seen_within(chain, links):
             found.append(_step_run(chain))
-    return found
+    return [r for r in found if isinstance(r, StepRun) or not (r.calls[0].is_cell and _inside_one(r.calls, found))]
+
+
+def part_of_a_step(call: Call, found: Sequence[LayerRun | StepRun]) -> bool:
+    """Whether a call ran inside one step of a recurrence that is a module of the user's own."""
+    steps = {id(c) for r in found if isinstance(r, StepRun) for c in r.calls}
+    return any(id(c) in steps for c in call.inside)
+
+
+def _inside_one(calls: list[LayerCall], found: Sequence[LayerRun | StepRun]) -> bool:
+    return len(calls) == 1 and part_of_a_step(calls[0], found)
 
 
 def _seen_within(chain: list[OwnCall], links: list[tuple[Call, Call]]) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from throughtime.errors import FlowError
-from throughtime.flow.gradient_flow import GradientFlow
+from throughtime.flow.gradient_flow import GradientFlow, check_dtype
 from throughtime.flow.passed import PassedStack, run
 from throughtime.flow.recurrence import Recurrence
 from throughtime.nn.layer import StackedLayer
@@ -49,6 +49,7 @@ def gradient_flow(
     is not a scalar, that does not depend on y, or that gives NaN.
     """
     _check(module, x, reverse)
+    check_dtype(dtype)
     g = None if isinstance(loss, Tensor) else _entering(module, x, loss, state)
     seq = enter(x, module.batch_first)[0].detach().double()
     n = len(module.layer_weights())
@@ -82,7 +83,7 @@ def recurrences(
     """
     return run(
         module.step_cell(), module.layer_weights(), x, states,
-        skip=module.skip, truncated=module.truncated, dtype=dtype, ahead=ahead,
+        skip=module.skip, truncated=module.truncated, dtype=dtype, backend=module.backend, ahead=ahead,
     ).recurrences  # fmt: skip
 
 
@@ -90,8 +91,8 @@ def _entering(module: StackedLayer, x: Tensor, loss: Callable[[Tensor], Tensor],
     """g = dL/dy, in the layout of y. The module runs as it is, so that the loss sees the y that it knows."""
     with torch.no_grad():
         y = module(x, state)[0]
-    with torch.enable_grad():
-        leaf = y.detach().requires_grad_()
+    with torch.inference_mode(False), torch.enable_grad():
+        leaf = y.detach().clone().requires_grad_()
         value = loss(leaf)
         if not isinstance(value, Tensor) or value.numel() != 1:
             came = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__

@@ -149,9 +149,10 @@ def run(
     truncated: bool = False,
     name: str = "",
     dtype: torch.dtype = torch.float64,
+    backend: str = "auto",
     ahead: int | None = None,
 ) -> PassedStack:
-    """The stack of `layers` over x [T, B, D], run again in `dtype` (see `Recurrence`).
+    """The stack of `layers` over x [T, B, D], run again in `dtype` on what `backend` runs on (see `Recurrence`).
 
     states: the initial ones, each [layers * dirs, B, .]; None for zeros. lengths: [B] or None.
     ahead: the lowest layer that gradients are about to be sent back through, None for nothing of the kind.
@@ -168,9 +169,7 @@ def run(
         for d, weights in enumerate(directions):
             first = None if states is None else [s[n] for s in states]
             stack[-1].append(
-                Recurrence(
-                    cell, weights, below, first, lengths, bool(d), truncated=truncated, name=name, layer=k, dtype=dtype
-                )
+                Recurrence(cell, weights, below, first, lengths, bool(d), truncated, name, k, dtype, backend)
             )
             if ahead is not None and k >= ahead:
                 stack[-1][-1].run_ahead()

@@ -49,6 +49,7 @@ class Recurrence:
     name, layer: which one it is in the model it is from.
     dtype: in what all of it is computed, whatever the dtype of the tensors given: float64, or float32, which takes
            about half the time, with a relative error of about 1e-6 in the size of a gradient.
+    backend: what the layer runs on, as `throughtime.engine.unroll` takes it: it is followed where that backend can.
     """
 
     cell: Cell
@@ -61,6 +62,7 @@ class Recurrence:
     name: str = ""
     layer: int = 0
     dtype: torch.dtype = torch.float64
+    backend: str = "auto"
 
     @cached_property
     def operands(self) -> Operands:
@@ -78,7 +80,7 @@ class Recurrence:
 
     @cached_property
     def _ran(self) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
-        return run_forward(self.cell, self.operands, self.lengths, self.reverse)
+        return run_forward(self.cell, self.operands, self.lengths, self.reverse, self.backend)
 
     def run_ahead(self) -> None:
         """Runs it, if it has not run yet, such that gradients can be sent back once without computing its steps again.
@@ -87,7 +89,8 @@ class Recurrence:
         """
         if "_ran" in self.__dict__:
             return
-        found = run_laid_out(self.cell, self.operands, self.lengths, self.reverse, self.truncated)
+        how = (self.lengths, self.reverse, self.truncated, self.backend)
+        found = run_laid_out(self.cell, self.operands, *how)
         if found is not None:
             self.__dict__["_ran"], self.__dict__["_laid_out"] = (*found[:2], None), found[2]
 

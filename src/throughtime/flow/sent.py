@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from throughtime.engine.arrived import Ready
 from throughtime.engine.cpu import map as by_cpu
 from throughtime.engine.rules import with_rule
 from throughtime.engine.torch_backend import previous
@@ -48,10 +49,10 @@ class Sent(NamedTuple):
         return found
 
 
-def prepared(r: Recurrence) -> by_cpu.Prepared | by_triton.Prepared | None:
+def prepared(r: Recurrence) -> Ready | None:
     """The recurrence made ready for the kernels that run it; None where torch does."""
     v = r.operands
-    name = kernels_for(v)
+    name = kernels_for(v, r.backend)
     if name is None:
         return None
     tape = with_rule(tape_of(r.cell), None, r.truncated)
@@ -59,7 +60,7 @@ def prepared(r: Recurrence) -> by_cpu.Prepared | by_triton.Prepared | None:
     if laid is not None:
         H, P = v.b.shape[0] // len(tape.columns), v.states[0].shape[1]
         return by_cpu.prepare_laid_out(tape, laid, H, P, v.W, v.U, v.matrices, r.lengths, r.reverse, r.truncated)
-    prepare: Callable[..., by_cpu.Prepared | by_triton.Prepared]
+    prepare: Callable[..., Ready]
     prepare = by_cpu.prepare if name == "cpu" else by_triton.prepare
     before = [previous(s, first, r.lengths, r.reverse) for s, first in zip(r.sequences, v.states, strict=True)]
     return prepare(tape, r.z, v.W, v.U, v.units, v.matrices, before, r.lengths, r.reverse, r.truncated, r.dtype)

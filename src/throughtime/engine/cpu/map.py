@@ -6,12 +6,12 @@ import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from throughtime.cells import Column
+from throughtime.engine.arrived import Arrived, Ready
 from throughtime.engine.cpu import library, plan
 from throughtime.engine.cpu.backend import refusal
 from throughtime.engine.cpu.call import addresses
@@ -33,20 +33,6 @@ TASKS = 4
 KINDS = {"own": 0, "base": 1, "given": 2}
 
 
-class Arrived(NamedTuple):
-    """What arrived at each step from each loss step that was followed, rows as they were asked for.
-
-    sizes:  ||dL_t/dz_k||, then ||dL_t/ds_k|| of each state, over the batch: [1 + S, rows, T] float64; or of each
-            sequence by itself [1 + S, B, rows, T].
-    dx:     dL_t/dx_k [rows, T, B, D] float64, or None.
-    values: dL_t/dz_k [rows, T, B, C * H] and dL_t/ds_k of each state [rows, T, B, .] float64, or None.
-    """
-
-    sizes: Tensor
-    dx: Tensor | None
-    values: list[Tensor] | None
-
-
 @lru_cache(maxsize=256)
 def _compiled(step: LinearStep, sizes: Sizes, kept: tuple[int, ...]) -> Compiled:
     tape = step.tape
@@ -58,7 +44,7 @@ def _compiled(step: LinearStep, sizes: Sizes, kept: tuple[int, ...]) -> Compiled
 
 
 @dataclass(frozen=True, eq=False)
-class Prepared:
+class Prepared(Ready):
     """A pass made ready: what each step multiplies by, the program of the step, and the weights packed.
 
     dtype: in what the kernels compute, float64 or float32. The latter takes half the time and has a relative error of
@@ -87,37 +73,6 @@ class Prepared:
     D: int
     multiplications: int  # that a row of one sequence takes a step
 
-    def send_back(
-        self,
-        loss_steps: Sequence[int],
-        direct: Sequence[Tensor | None] | None,
-        above: Sequence[Tensor | None] | None = None,
-        *,
-        want_dx: bool = False,
-        input_slope: Tensor | None = None,
-        want_values: bool = False,
-    ) -> Arrived:
-        """Follows some loss steps t, each alone.
-
-        direct: what enters each state at step t, [T, B, .]; only what stands at the loss steps counts.
-        above:  what enters each state at every step from every row, [rows, T, B, .].
-        input_slope: the derivative of the cell's map of x before W, [T, B, D].
-        """
-        return self._send(loss_steps, direct, above, want_dx, input_slope, want_values, False)
-
-    def send_each_back(
-        self,
-        loss_steps: Sequence[int],
-        direct: Sequence[Tensor | None] | None,
-        above: Sequence[Tensor | None] | None = None,
-        *,
-        want_dx: bool = False,
-        input_slope: Tensor | None = None,
-        want_values: bool = False,
-    ) -> Arrived:
-        """The same with the sizes of each sequence by itself: [1 + S, B, rows, T]."""
-        return self._send(loss_steps, direct, above, want_dx, input_slope, want_values, True)
-
     def _send(
         self,
         loss_steps: Sequence[int],
@@ -126,7 +81,7 @@ class Prepared:
         want_dx: bool,
         input_slope: Tensor | None,
         want_values: bool,
-        apart: bool,
+        each: bool,
     ) -> Arrived:
         T, B, S = self.T, self.B, len(self.states)
         starts = list(loss_steps) if above is None else self._starts(loss_steps, direct, above)
@@ -139,7 +94,7 @@ class Prepared:
         block = max(1, min(BLOCK, -(-n // sharing)))
         blocks = -(-n // block)
         parts = min(B, -(-TASKS * threads // max(1, blocks))) if threads > 1 else 1
-        parts = max(1, B if apart else parts)
+        parts = max(1, B if each else parts)
         sizes = torch.zeros(parts, 1 + S, T, n, dtype=torch.float64)
         dx = torch.zeros(n, T, B, self.D, dtype=torch.float64) if want_dx else None
         values = None
@@ -151,14 +106,14 @@ class Prepared:
             slope = None if input_slope is None else _plain(input_slope)
             self._call(
                 [loss_steps[i] for i in order], [starts[i] for i in order], direct, above, slope, dx, sizes, values,
-                block, parts, apart, threads,
+                block, parts, each, threads,
             )  # fmt: skip
         back = torch.tensor(order).argsort()
         if order != list(range(n)):
             dx = None if dx is None else dx[back]
             values = None if values is None else [v[back] for v in values]
         sizes = sizes.mT[..., back, :]  # [parts, 1 + S, rows, T]
-        return Arrived(sizes[:B].transpose(0, 1) if apart else sizes[0], dx, values)
+        return Arrived(sizes[:B].transpose(0, 1) if each else sizes[0], dx, values)
 
     def _starts(
         self, loss_steps: Sequence[int], direct: Sequence[Tensor | None] | None, above: Sequence[Tensor | None]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from throughtime.engine.cpu.map import Arrived
+from throughtime.engine.arrived import Arrived, Ready
 from throughtime.engine.linear import LinearStep, laid_out, linear_step
 from throughtime.engine.tape import Tape
 from throughtime.engine.torch_backend import column_runs
@@ -18,7 +17,7 @@ from throughtime.engine.triton import kernel, schedule
 from throughtime.engine.triton.analysis import Analysis, analyse
 from throughtime.engine.triton.map_text import Wanted, map_texts, phases
 from throughtime.engine.triton.schedule import Schedule
-from throughtime.engine.triton.support import no_room, refusal
+from throughtime.engine.triton.support import exact_products, no_room, refusal
 from throughtime.engine.triton.writer import Form, Text
 from throughtime.errors import BackendError
 
@@ -27,7 +26,7 @@ BUDGET = 1 << 28
 
 
 @dataclass(frozen=True, eq=False)
-class Prepared:
+class Prepared(Ready):
     """A pass made ready: what each step multiplies by, the step as a linear map, and the weights.
 
     dtype: in what the kernels compute, float64 or float32. The range is that of float64 either way, for every row is
@@ -55,37 +54,6 @@ class Prepared:
     def states(self) -> list[int]:
         """The width of each state."""
         return [self.P, *[self.H] * (len(self.step.totals) - 1)]
-
-    def send_back(
-        self,
-        loss_steps: Sequence[int],
-        direct: Sequence[Tensor | None] | None,
-        above: Sequence[Tensor | None] | None = None,
-        *,
-        want_dx: bool = False,
-        input_slope: Tensor | None = None,
-        want_values: bool = False,
-    ) -> Arrived:
-        """Follows some loss steps t, each alone.
-
-        direct: what enters each state at step t, [T, B, .]; only what stands at the loss steps counts.
-        above:  what enters each state at every step from every row, [rows, T, B, .].
-        input_slope: the derivative of the cell's map of x before W, [T, B, D].
-        """
-        return self._send(loss_steps, direct, above, want_dx, input_slope, want_values, False)
-
-    def send_each_back(
-        self,
-        loss_steps: Sequence[int],
-        direct: Sequence[Tensor | None] | None,
-        above: Sequence[Tensor | None] | None = None,
-        *,
-        want_dx: bool = False,
-        input_slope: Tensor | None = None,
-        want_values: bool = False,
-    ) -> Arrived:
-        """The same with the sizes of each sequence by itself: [1 + S, B, rows, T]."""
-        return self._send(loss_steps, direct, above, want_dx, input_slope, want_values, True)
 
     def _send(self, loss_steps, direct, above, want_dx, slope, want_values, each) -> Arrived:
         T, B, S, N = self.T, self.B, len(self.states), len(loss_steps)
@@ -119,15 +87,14 @@ class Prepared:
 
     def _starts(self, loss_steps, direct, above) -> list[int]:
         """How many steps of the walk back are done before a row begins: when something first enters it."""
-        T = self.T
-        enters = torch.zeros(len(loss_steps), T, dtype=torch.bool, device=self.kept.device)
-        if any(v is not None for v in direct) and len(loss_steps):
-            enters[torch.arange(len(loss_steps)), torch.tensor(loss_steps, dtype=torch.int64)] = True
-        for v in above:
-            if v is not None:
-                enters |= (v != 0).flatten(2).any(2)
-        enters = enters if self.reverse else enters.flip(1)
-        return torch.where(enters.any(1), enters.int().argmax(1), T).tolist()
+        T, directly = self.T, any(v is not None for v in direct)
+        starts = [(t if self.reverse else T - 1 - t) if directly else T for t in loss_steps]
+        for v in [v for v in above if v is not None]:
+            enters = (v != 0).flatten(2).any(2)
+            enters = enters if self.reverse else enters.flip(1)
+            found = torch.where(enters.any(1), enters.int().argmax(1), T).tolist()
+            starts = [min(pair) for pair in zip(starts, found, strict=True)]
+        return starts
 
     def _rows(self, part, losses, enters, direct, above, want) -> tuple[Tensor, list[Tensor]]:
         """Sizes [1 + S, n, B, T] of some rows, in the order in which they begin; what arrived, [n, T, B, .] each."""
@@ -157,16 +124,16 @@ class Prepared:
         constants = kernel.constants_of(self.dtype, self.dtype, not like.is_cuda, H=self.H, P=self.P, **tile)
         constants["PRECISION"] = "ieee"  # what is measured shall not depend on how products are rounded in training
         if s.mode == "alone":
-            kernel.launch(texts[0], (-(-n * self.B // s.rows), 1), given, constants, s.warps, 1)
+            kernel.launch(texts[0], (-(-n * self.B // s.rows), 1), given, constants, s.how)
             return
         given |= self._tables(n * self.B, texts)
         d0, dz = given["d0_at"], given.get("dz")
-        with _exact_products():
+        with exact_products():
             for step in range(enters[0], self.T):
                 rows = sum(e <= step for e in enters) * self.B
                 for phase, text in enumerate(texts):
                     grid = (-(-rows // s.rows), 1)
-                    kernel.launch(text, grid, {**given, "begin": step, "R": n * self.B}, constants, s.warps, 1)
+                    kernel.launch(text, grid, {**given, "begin": step, "R": n * self.B}, constants, s.how)
                     self._products(phase, rows, given)
                 if dz is not None:
                     for (c0, c1), (h0, h1) in column_runs(self.step.tape.columns):
@@ -252,14 +219,3 @@ def _joined(sizes: Tensor) -> Tensor:
     largest = sizes.amax(-2, keepdim=True)
     scale = torch.where((largest > 0) & largest.isfinite(), largest, 1.0)
     return (sizes / scale).norm(dim=-2) * scale.squeeze(-2)
-
-
-@contextmanager
-def _exact_products() -> Iterator[None]:
-    """Products of float32 numbers as such, whatever the setting for training."""
-    short = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = short

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -132,6 +133,10 @@ def test_the_record():
     assert "Clipped 2 of 3 steps (66.7%)" in str(clip.record)
 
 
+def test_numbers_of_numpy_are_numbers():
+    assert cures.ClipNorm(np.float32(2)).max_norm == 2.0 and cures.ClipValue(np.int64(3)).value == 3.0
+
+
 def test_no_gradients_at_all():
     step = cures.AutoClip()(nn.Linear(2, 2))
     assert (step.before, step.action) == (0.0, "kept")
@@ -146,6 +151,9 @@ def test_no_gradients_at_all():
         (lambda: cures.ClipNorm(1, nonfinite="zero"), "nonfinite must be one of raise, skip, leave"),
         (lambda: cures.ClipNorm(1, keep=0), "keep must be at least 1"),
         (lambda: cures.ClipGroups({}), "at least one group"),
+        (lambda: cures.ClipNorm("1"), "came '1'"),
+        (lambda: cures.ClipGroups({"0": cures.ClipNorm(1)})(nn.Linear(2, 2)), "parameters of each group.*came Linear"),
+        (lambda: cures.AutoClip("10"), "percentile must lie in .*came '10'"),
         (lambda: cures.AutoClip(0), r"percentile must lie in \(0, 100\]"),
         (lambda: cures.ZClip(alpha=1.0), r"alpha, the smoothing, must lie in \(0, 1\)"),
         (lambda: cures.ZClip(warmup=1), "warmup must be at least 2"),

@@ -41,7 +41,9 @@ def test_an_incident_can_be_saved(tmp_path):
         ({"explode": 1.0}, "explode must be a number above 1"),
         ({"every": 0}, "every must be a whole number"),
         ({"share": 0}, "share must lie between 0 and 1"),
+        ({"share": "1 %"}, "share must lie between 0 and 1"),
         ({"clip": -1.0}, "clip must be a positive number"),
+        ({"clip": "1"}, "clip must be a positive number"),
         ({"tries": -1}, "tries must be a whole number"),
         ({"lower": 1.0}, "lower must lie between 0 and 1"),
         ({"calm": 0}, "calm must be a whole number"),
@@ -58,6 +60,8 @@ def test_what_is_no_optimiser_or_no_block_is_refused():
     model = Net()
     with pytest.raises(ConfigError, match="L-BFGS is not supported"):
         Guard(model, torch.optim.LBFGS(model.parameters()))
+    with pytest.raises(ConfigError, match="holds no parameter of this model"):
+        Guard(model, torch.optim.SGD(Net().parameters(), 0.1))
     with pytest.raises(ConfigError, match=r"must be a torch\.optim\.Optimizer"):
         Guard(model, model)
     with pytest.raises(ConfigError, match=r"expected a torch.nn.Module"):

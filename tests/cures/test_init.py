@@ -182,6 +182,8 @@ def test_chrono_of_a_gru_keeps_with_u():
         (lambda: cures.forget_gate_bias_(ttnn.LSTM1997(2, 3)), "has no gate"),
         (lambda: cures.forget_gate_bias_(nn.LSTM(2, 3, bias=False)), "bias=False"),
         (lambda: cures.forget_gate_bias_(nn.LSTM(2, 3), math.nan), "finite"),
+        (lambda: cures.forget_gate_bias_(nn.LSTM(2, 3), "1"), "must be a finite number; came '1'"),
+        (lambda: cures.chrono_(nn.LSTM(2, 3), None), "longest must be above 2.*came None"),
         (lambda: cures.chrono_(nn.RNN(2, 3), 30), "has no gates that chrono"),
         (lambda: cures.chrono_(nn.LSTM(2, 3), 2), "longest must be above 2"),
         (lambda: cures.spectral_radius_(nn.LSTM(2, 4, proj_size=2)), "which has no eigenvalues"),

@@ -1,5 +1,7 @@
 """diagnose() names what was planted, in models of every kind, and leaves the model as it was."""
 
+import threading
+
 import pytest
 import torch
 from torch import nn
@@ -297,6 +299,17 @@ def test_an_empty_batch():
         ({"lengths": [3.5]}, "lengths must be"),
         ({"lengths": [-1, 2]}, "lengths must be"),
         ({"batches": 0}, "batches must be"),
+        ({"batches": 1.5}, "batches must be"),
+        ({"batches": "a"}, "batches must be"),
+        ({"window": 0}, "window must be"),
+        ({"window": "a"}, "window must be"),
+        ({"clip": -1.0}, "clip must be"),
+        ({"clip": "1"}, "clip must be"),
+        ({"optimiser": "adam"}, "optimiser must be"),
+        ({"lengths": "x"}, "lengths must be"),
+        ({"batch_axis": "a"}, "batch_axis must be"),
+        ({"batch_axis": 5}, "batch_axis 5 is no axis"),
+        ({"model": Net().to("meta")}, "meta device"),
     ],
 )
 def test_what_cannot_be_used_is_said(given, message):
@@ -304,6 +317,93 @@ def test_what_cannot_be_used_is_said(given, message):
     usual = {"model": Net(), "inputs": (x, y), "loss": mse}
     with pytest.raises(FlowError, match=message):
         tt.diagnose(**{**usual, **given})
+
+
+def test_a_layer_that_cannot_be_run_again_says_why_in_the_verdict():
+    x, y = delayed()
+    net = Net()
+    was = net.rnn.forward
+    net.rnn.forward = lambda x: (2 * was(x)[0], was(x)[1])
+    d = tt.diagnose(net, (x, y), mse)
+    assert d.case == "unknown" and "a hook or a wrapper" in d.verdict
+    assert "rnn, layer 0: not measured" in str(d)
+
+
+def test_several_threads_take_turns_on_one_model():
+    x, y = delayed()
+    net, told = Net(), []
+    threads = [threading.Thread(target=lambda: told.append(str(tt.diagnose(net, (x, y), mse)))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(told) == 3 and set(told) == {str(tt.diagnose(net, (x, y), mse))}
+    assert all(p.grad is None for p in net.parameters())
+
+
+@pytest.mark.filterwarnings("ignore")  # torch: jit is deprecated, and what was traced may not hold
+@pytest.mark.parametrize("whole", [True, False])
+def test_scripted_models_are_refused_before_anything_runs(whole):
+    x, y = delayed()
+    net = Net()
+    if whole:
+        net = torch.jit.trace(net, x)
+    else:
+        net.rnn = torch.jit.trace(net.rnn, x)
+    with pytest.raises(FlowError, match="TorchScript"):
+        tt.diagnose(net, (x, y), mse)
+
+
+@pytest.mark.parametrize("uses", [True, False])
+def test_a_model_that_uses_the_last_value_alone_loses_nothing_in_a_series_that_asks_for_no_more(uses):
+    # An AR(1): targets depend on inputs far back, and the newest one says it all. One unit reads it; the gradient goes
+    # back through another one, whose input weight is as good as nothing.
+    generator, rho = torch.Generator().manual_seed(0), 0.9
+    noise, x = torch.randn(31, 200, 1, generator=generator), []
+    for v in noise:
+        x.append(v * (1 - rho**2) ** 0.5 + rho * x[-1] if x else v)
+    x = torch.stack(x)
+    net = Net("RNN", 1, 2, 1)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.zero_()
+        net.rnn.weight_ih_l0.copy_(torch.tensor([[0.1], [1e-30]]))
+        net.rnn.weight_hh_l0.copy_(torch.tensor([[1e-6, 0.0], [0.0, 1.0]]))
+        net.out.weight.copy_(torch.tensor([[10 * rho if uses else 0.0, 0.2]]))
+    d = tt.diagnose(net, (x[:-1], x[1:]), mse, use=True)
+    assert d.horizons.data.steps > 3 and d.horizons.gradient == (29, True)
+    if uses:
+        assert d.horizons.use.steps == 0 and d.case == "nearer" and d.healthy, d
+        assert "adds nothing to what nearer inputs say: nothing is lost" in d.verdict
+    else:
+        assert d.horizons.use.steps < 0 and not d.healthy, d
+
+
+def test_a_state_that_is_masked_between_the_steps_was_not_followed():
+    # As every actor of reinforcement learning does where an episode has ended; there is a past, and it was not seen.
+    class Actor(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell, self.out = nn.LSTMCell(1, 8), nn.Linear(8, 1)
+
+        def forward(self, x):
+            state, seen = (torch.zeros(x.shape[1], 8),) * 2, []
+            for v in x:
+                state = self.cell(v, tuple(s * torch.ones(x.shape[1], 1) for s in state))
+                seen.append(self.out(state[0]))
+            return torch.stack(seen)
+
+    d = tt.diagnose(Actor(), delayed(), mse)
+    assert d.case == "unknown"
+    assert d.verdict.startswith("Not followed through time: the state of cell, layer 0 was changed between its steps")
+    assert "8 units, 1 step)" in str(d)
+
+
+def test_two_steps_are_one_step_back():
+    x, y = torch.randn(2, 8, 1), torch.randn(2, 8, 1)
+    d = tt.diagnose(Net(), (x, y), mse)
+    assert d.case == "healthy" and "as far back as it was followed, 1 step." in d.verdict
+    assert d.horizons.data is None
 
 
 def test_lengths_of_nothing_are_said():

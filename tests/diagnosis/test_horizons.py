@@ -36,6 +36,21 @@ def test_cases(case):
     assert h.finding().means in h.sentence() == str(h)
 
 
+def test_what_is_not_used_is_not_lost_where_nearer_inputs_say_the_same():
+    h = Horizons(far, farther, near, added=0.005)
+    assert h.case == "nearer" and h.finding().severity == "note" and not h.finding().do
+    assert "than the model uses adds nothing" in h.sentence()
+    assert Horizons(far, farther, near, added=0.02).case == "unused"
+    short = Horizons(far, near, near, added=0.005)
+    assert short.case == "nearer" and "than the gradient reaches adds nothing" in short.sentence()
+
+
+def test_an_interval_of_nothing_is_none():
+    h = Horizons(far, farther, steps(-1), use_interval=(steps(-1), steps(-1)))
+    assert "the model uses no input (95 %: none)." in h.sentence()
+    assert "(95 %: none to 5)" in Horizons(far, farther, near, use_interval=(steps(-1), near)).sentence()
+
+
 def test_overlapping_intervals_are_not_told_apart():
     assert Horizons(far, farther, steps(35)).case == "unused"
     assert Horizons(far, farther, steps(35), data_interval=(steps(34), steps(50))).case == "healthy"
@@ -61,8 +76,9 @@ def test_within_a_window_the_gradient_need_reach_no_farther():
 def test_the_sentence():
     h = Horizons(far, near, near, gradient_interval=(steps(4), steps(7)), window=64)
     assert h.sentence() == (
-        "The data reach back 40 steps, training looks back 63, the gradient reaches 5 steps (95 %: 4 to 7), the model "
-        "uses 5 steps. The gradient vanishes before the dependency in the data: the network cannot learn it as it is."
+        "The data reach back 40 steps, training looks back 63 steps, the gradient reaches 5 steps (95 %: 4 to 7), the "
+        "model uses 5 steps. The gradient vanishes before the dependency in the data: the network cannot learn it "
+        "as it is."
     )
     assert h.finding().what.endswith("uses 5 steps.")
 

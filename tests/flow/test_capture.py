@@ -1,5 +1,7 @@
 """capture() on layers, against the same stack unrolled by hand and differentiated by brute force, in float64."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -202,6 +204,48 @@ def test_weights_are_those_of_the_run():
     torch.testing.assert_close(
         captured.shares()["weight_hh"].gradient.float(), module.weight_hh_l0.grad, rtol=1e-4, atol=1e-6
     )
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("kind", ["torch", "ours"])
+@pytest.mark.parametrize("how", ["weight_norm", "spectral_norm", "orthogonal"])
+def test_parametrised_weights_while_they_are_trained(how, kind, cached):
+    # A layer computes its weight at each call, and reading a spectral norm's moves it on: neither may be seen.
+    losses = []
+    for watched in (False, True):
+        torch.manual_seed(0)
+        module = (torchs if kind == "torch" else nn).GRU(D, H).to(F64)
+        getattr(torch.nn.utils.parametrizations, how)(module, "weight_hh_l0")
+        optimiser, x = torch.optim.SGD(module.parameters(), 0.5), torch.randn(T, B, D, dtype=F64)
+        losses.append([])
+        for _ in range(3):
+            optimiser.zero_grad()
+            with (
+                torch.nn.utils.parametrize.cached() if cached else nullcontext(),
+                flow.capture(module) if watched else nullcontext() as captured,
+            ):
+                loss = module(x)[0].square().mean()
+                loss.backward()
+            losses[-1].append(loss.item())
+            if watched:
+                want, got = module.bias_hh_l0.grad, captured.shares()["bias_hh"].gradient
+                torch.testing.assert_close(got, want)
+            optimiser.step()
+    assert losses[0] == losses[1]
+
+
+def test_hooks_of_a_users_own_on_a_layer_are_outside_of_it():
+    # One changes what the layer is given, one what it gives: captured is the layer as it ran in between.
+    module, x = torchs.LSTM(D, H).to(F64), torch.randn(T, B, D, dtype=F64)
+    module.register_forward_pre_hook(lambda m, given: (given[0] + 1,))
+    module.register_forward_hook(lambda m, given, out: (out[0] * 3, out[1]))
+    with flow.capture(module) as captured:
+        module(x)[0].sin().sum().backward()
+    torch.testing.assert_close(captured.shares()["weight_hh"].gradient, module.weight_hh_l0.grad)
+    plain = nn.LSTM(D, H).to(F64)
+    plain.load_state_dict(module.state_dict())
+    want = flow.gradient_flow(plain, x + 1, lambda y: (3 * y).sin().sum())
+    torch.testing.assert_close(captured.flow().maps, want.maps)
 
 
 def test_parametrised_weights():

@@ -287,3 +287,41 @@ def test_a_bidirectional_state_carried_in_the_graph():
         for n in ("weight_ih", "weight_hh", "bias_hh"):
             whole = sum(s[n].gradient for s in both)
             torch.testing.assert_close(whole, getattr(layer, f"{n}_l0{end}").grad, rtol=1e-9, atol=1e-12)
+
+
+class Masked(nn.Module):
+    """A cell whose state is set to 0 where a sequence has ended, before the step."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell = nn.LSTMCell(D, H)
+
+    def forward(self, x, state, mask):
+        h, c = self.cell(x, tuple(s * mask for s in state))
+        return h, (h, c)
+
+
+def test_a_cell_with_a_masked_state_is_a_part_of_the_step_around_it():
+    model, x, mask = Masked().to(F64), torch.randn(T, B, D, dtype=F64), torch.ones(B, 1, dtype=F64)
+    mask[0] = 0.5
+    with flow.capture(model) as captured:
+        state, loss = tuple(torch.zeros(2, B, H, dtype=F64)), 0.0
+        for t in range(T):
+            y, state = model(x[t], state, mask)
+            loss = loss + y.square().sum()
+        loss.backward()
+    assert [(r.name, len(r.calls)) for r in captured.recurrences] == [("Masked", T)]
+    assert not captured.notes and not captured.changed
+    torch.testing.assert_close(captured.shares()["cell.weight_hh"].gradient, model.cell.weight_hh.grad)
+
+
+def test_a_state_masked_between_the_steps_is_told():
+    model, x, mask = nn.LSTMCell(D, H), torch.randn(T, B, D), torch.ones(B, 1)
+    with flow.capture(model) as captured:
+        state, loss = tuple(torch.zeros(2, B, H)), 0.0
+        for t in range(T):
+            state = model(x[t], tuple(s * mask for s in state))
+            loss = loss + state[0].square().sum()
+        loss.backward()
+    assert captured.changed == {"LSTMCell"} and len(captured.recurrences) == T
+    assert len(captured.notes) == 1 and "was computed from the one that call 0 returned" in captured.notes[0]

@@ -67,7 +67,7 @@ def test_reverse_direction_looks_the_other_way():
 def test_one_step():
     f = GradientFlow({"z": torch.ones(1, 1, dtype=F64)}, "test")
     assert f.horizon() == Horizon(0, True) and f.half_life() == math.inf
-    assert "over 1 steps" in str(f)
+    assert "over 1 step (" in str(f)
 
 
 def test_prints_itself():

@@ -11,6 +11,17 @@ F64 = torch.float64
 T, B, D, H = 7, 2, 3, 4
 
 
+def test_inference_mode_and_a_dtype_of_another_kind():
+    module, x = nn.GRU(D, H), torch.randn(T, B, D)
+    want = flow.gradient_flow(module, x, loss_of)
+    with torch.inference_mode():
+        got = flow.gradient_flow(module, x.clone(), loss_of)
+    torch.testing.assert_close(got.maps, want.maps)
+    for dtype in (torch.float16, "float32", None):
+        with pytest.raises(FlowError, match=r"torch\.float64 or torch\.float32; came"):
+            flow.gradient_flow(module, x, loss_of, dtype=dtype)
+
+
 def loss_of(y):
     return (y.sin() * torch.linspace(0.5, 1.5, y.numel(), dtype=y.dtype).view_as(y)).sum()
 

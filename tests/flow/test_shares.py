@@ -155,6 +155,17 @@ def test_anchors_of_what_comes_from_above_and_of_ones_own_module():
         b.shares(0, samples=2)
 
 
+@pytest.mark.parametrize("lower", [0, 1])
+def test_anchors_in_a_lower_layer_where_late_steps_hear_of_none_of_them(lower):
+    stack, x = torch.nn.RNN(3, 4, 3).double(), torch.randn(12, 2, 3, dtype=F64)
+    with flow.capture(stack) as captured:
+        stack(x)[0].square().sum().backward()
+    exact = captured.shares(lower, norms=False)["weight_hh"]
+    for seed in range(5):  # 2 of 12 loss steps: the last one is hardly ever among them
+        some = captured.shares(lower, anchors=2, seed=seed)["weight_hh"]
+        torch.testing.assert_close(some.pairs[some.by_loss_step.at], exact.pairs[some.by_loss_step.at])
+
+
 def test_prints_itself():
     r = ran("rnn", T=6)
     text = str(flow.shares(r, entering(r)[0]))

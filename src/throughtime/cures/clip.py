@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import torch
@@ -208,6 +209,10 @@ class ClipGroups:
     def _groups(groups: Mapping[str, Parameters] | torch.optim.Optimizer) -> dict[str, Parameters]:
         if isinstance(groups, torch.optim.Optimizer):
             return {str(g.get("name", n)): g["params"] for n, g in enumerate(groups.param_groups)}
+        if not isinstance(groups, Mapping):
+            raise ConfigError(
+                f"expected the parameters of each group by name, a dict, or an optimiser; came {type(groups).__name__}"
+            )
         return {name: once(ps) for name, ps in groups.items()}
 
     def state_dict(self) -> dict[str, Any]:
@@ -262,9 +267,14 @@ def broken_message(gradients: Mapping[str, Tensor]) -> str:
 
 def positive(name: str, value: float) -> float:
     """The value, if it is a threshold: a finite number above 0."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (value > 0 and math.isfinite(value)):
+    if not is_number(value) or not value > 0:
         raise ConfigError(f"{name} must be a finite number above 0; came {value!r}")
     return float(value)
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number, numpy's among them, and no bool."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def once(parameters: Parameters, flat: bool = False) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from throughtime.cures.clip import Clipper, ClipStep, clip_to, positive
+from throughtime.cures.clip import Clipper, ClipStep, clip_to, is_number, positive
 from throughtime.errors import ConfigError
 
 
@@ -30,8 +30,8 @@ class AutoClip(Clipper):
         self, percentile: float = 10.0, *, window: int | None = None, nonfinite: str = "raise", keep: int | None = None
     ) -> None:
         super().__init__(nonfinite, keep)
-        if not 0 < percentile <= 100:
-            raise ConfigError(f"percentile must lie in (0, 100]; came {percentile}")
+        if not is_number(percentile) or not 0 < percentile <= 100:
+            raise ConfigError(f"percentile must lie in (0, 100]; came {percentile!r}")
         if window is not None and window < 1:
             raise ConfigError(f"window must be at least 1 step, or None for all; came {window}")
         self.percentile, self.window = float(percentile), window

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from torch import nn
 from torch.optim import LBFGS, Optimizer
 
+from throughtime.cures.clip import is_number
 from throughtime.errors import ConfigError
 
 
@@ -25,6 +25,13 @@ def optimizers_of(model: Any, optimizer: Any) -> tuple[Optimizer, ...]:
         raise ConfigError(
             "L-BFGS is not supported: it runs forward and backward many times within its step, where the guard "
             "cannot look between; guard a run of Adam or SGD, or check the loss yourself"
+        )
+    own = {id(p) for p in model.parameters()}
+    held = [id(p) for o in found for group in o.param_groups for p in group["params"]]
+    if own and held and own.isdisjoint(held):
+        raise ConfigError(
+            "the optimiser holds no parameter of this model: there would be nothing to guard; give the one that "
+            "trains it"
         )
     return found
 
@@ -45,14 +52,14 @@ def check_cadence(every: Any, share: Any) -> None:
     """Whether a number of steps between snapshots, or a share of the time, makes sense."""
     if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
         raise ConfigError(f"every must be a whole number of steps between snapshots, or None; came {every!r}")
-    if not 0 < share < 1:
+    if not is_number(share) or not 0 < share < 1:
         raise ConfigError(f"share must lie between 0 and 1, the part of the time for snapshots; came {share!r}")
 
 
 def check_clip(clip: Any) -> None:
     """Whether a norm to clip at makes sense."""
-    if clip is not None and not (clip > 0 and math.isfinite(clip)):
-        raise ConfigError(f"clip must be a positive number, the largest norm of the gradient, or None; came {clip}")
+    if clip is not None and not (is_number(clip) and clip > 0):
+        raise ConfigError(f"clip must be a positive number, the largest norm of the gradient, or None; came {clip!r}")
 
 
 def _many(value: Any) -> bool:

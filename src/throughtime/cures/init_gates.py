@@ -9,6 +9,7 @@ from torch import Generator, Tensor, nn
 
 from throughtime import cells
 from throughtime.cures.changes import Change, Changes
+from throughtime.cures.clip import is_number
 from throughtime.cures.init import draw, fitting, parameter
 from throughtime.diagnosis.parts import Part
 from throughtime.errors import ConfigError
@@ -36,8 +37,8 @@ def forget_gate_bias_(model: nn.Module, value: float = 1.0, *, gate: str | None 
     gate: the name of the gate for a cell of your own. Raises ConfigError, before anything is changed, for a layer
     without such a gate or without biases.
     """
-    if not math.isfinite(value):
-        raise ConfigError(f"value, the bias, must be a finite number; came {value}")
+    if not is_number(value):
+        raise ConfigError(f"value, the bias, must be a finite number; came {value!r}")
     found = fitting(model, lambda p: _gate(p, gate) is not None, f"has no gate {gate or 'that keeps its memory'}")
     _need_bias(found)
     made = []
@@ -63,8 +64,8 @@ def chrono_(model: nn.Module, longest: float, *, generator: Generator | None = N
     longest: the longest dependency that is looked for, T_max, in steps; above 2.
     Raises ConfigError, before anything is changed, for other cells and for layers without biases.
     """
-    if not (longest > 2 and math.isfinite(longest)):
-        raise ConfigError(f"longest must be above 2 steps, the span of the wanted memory; came {longest}")
+    if not is_number(longest) or not longest > 2:
+        raise ConfigError(f"longest must be above 2 steps, the span of the wanted memory; came {longest!r}")
     found = fitting(model, lambda p: type(p.cell) in KEEPS, "has no gates that chrono initialisation is made for")
     _need_bias(found)
     made = []

@@ -79,9 +79,11 @@ def from_capture(
         None if use is None else use.interval,
         far.steps if window is None and far is not None else window,
     )
-    if added is not None and horizons.case in ("vanishes", "unclear"):
-        assert horizons.gradient is not None and horizons.data is not None
-        horizons = replace(horizons, added=added(horizons.gradient.steps, horizons.data.steps))
+    if added is not None and horizons.case in ("vanishes", "unclear", "unused"):
+        short = horizons.use if horizons.case == "unused" else horizons.gradient
+        assert short is not None and horizons.data is not None
+        if short.steps >= 0:  # of a model that uses nothing all is lost
+            horizons = replace(horizons, added=added(short.steps, horizons.data.steps))
     found = [f for m in measured for f in of_recurrence(m)]
     if far is not None:
         found.append(horizons.finding(far.where))
@@ -91,7 +93,10 @@ def from_capture(
     if model is not None:
         found += _audited(model, horizons)
     found = ordered(found)
-    case, verdict = conclude(found, horizons, far)
+    case, verdict = conclude(
+        found, horizons, far, next((n for m in measured for n in m.notes), None),
+        changed=frozenset().union(*(one.changed for one in captures)),
+    )  # fmt: skip
     more = dict.fromkeys([*(n for one in captures for n in one.notes), *left_out, *notes])
     return Diagnosis(
         case, verdict, tuple(found), measured, horizons, data, together, use, updates, fraction, tuple(more),

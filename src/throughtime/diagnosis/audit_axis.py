@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from throughtime.diagnosis.finding import Finding, Where
 from throughtime.diagnosis.recording import Recording, record
+from throughtime.errors import FlowError
 
 
 def axis(
@@ -22,6 +23,10 @@ def axis(
     if not isinstance(x, Tensor) or x.dim() < 2:
         return
     certain = batch_axis is not None
+    if batch_axis is not None and not -x.dim() <= batch_axis < x.dim():
+        raise FlowError(
+            f"batch_axis {batch_axis} is no axis of the input {list(x.shape)}; give one from 0 to {x.dim() - 1}"
+        )
     if batch_axis is None:
         # Without being told: one output for each of the layer's steps, and none for each of its samples.
         if not isinstance(output, Tensor) or output.dim() not in (1, 2) or output.shape[0] != first.steps:

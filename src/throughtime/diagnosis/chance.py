@@ -91,8 +91,10 @@ def interval(replicates: Tensor, point: int, lags: Sequence[int]) -> tuple[Horiz
 
 
 def between(span: tuple[Horizon, Horizon]) -> str:
-    """An interval of a horizon in words: "35 to 52", "35 or more", "40"."""
+    """An interval of a horizon in words: "35 to 52", "35 or more", "40", "none"."""
     low, high = span
+    if high.steps < 0:
+        return "none"
     if low.steps == high.steps:
         return "at least " * low.at_least + str(low.steps)
     ends = f"{low.steps if low.steps >= 0 else 'none'} to {high.steps}"

@@ -16,7 +16,7 @@ CASES = {
     "unreached": "the loss does not depend on the recurrent layers",
     "no past": "no recurrence ran over more than one step",
     "vanishes": "the gradient vanishes before the dependency in the data",
-    "nearer": "the gradient vanishes before what the data hold, but nearer inputs say the same",
+    "nearer": "the gradient vanishes before what the data hold, or the model uses less, but nearer inputs say the same",
     "window": "training is cut shorter than the dependency in the data",
     "unclear": "the gradient seems to fall short of the data, by less than can be told",
     "unused": "the gradient reaches as far as the data ask, and the model does not use it",
@@ -27,8 +27,15 @@ CASES = {
 }
 
 
-def conclude(findings: Sequence[Finding], horizons: Horizons, farthest: Measured | None) -> tuple[str, str]:
-    """The case and the verdict. farthest: the recurrence whose gradient reaches farthest, whose horizon counts."""
+def conclude(
+    findings: Sequence[Finding],
+    horizons: Horizons,
+    farthest: Measured | None,
+    why: str | None = None,
+    changed: frozenset[str] = frozenset(),
+) -> tuple[str, str]:
+    """The case and the verdict. farthest: the recurrence whose gradient reaches farthest, whose horizon counts; None
+    where none could be measured, and `why`. changed: the modules whose state was changed from step to step."""
     errors = [f for f in findings if f.severity == "error"]
     worries = [f for f in findings if f.severity == "warning" and not f.code.startswith("horizons")]
     first = next((f for f in errors if f.code == "not-finite"), None)
@@ -43,7 +50,14 @@ def conclude(findings: Sequence[Finding], horizons: Horizons, farthest: Measured
         none = next((f for f in findings if f.code == "no-gradient"), None)
         if none is not None:
             return "unreached", f"No gradient arrives: {_at(none)}. {none.means}"
-        return "unknown", "The gradient could not be measured, so nothing can be said of how far it reaches."
+        reason = "" if why is None else f" The reason: {why}."
+        return "unknown", f"The gradient could not be measured, so nothing can be said of how far it reaches.{reason}"
+    if farthest.steps == 1 and farthest.where.module in changed:
+        return "unknown", (
+            f"Not followed through time: the state of {farthest.where} was changed between its steps (masked, scaled, "
+            "mixed with another), so that each step stands by itself. Make this change inside the module, or inside "
+            "one of your own that takes the state and returns it, and diagnose again."
+        )
     if farthest.steps == 1:
         return "no past", (
             f"There is no past: {farthest.where} ran over 1 step, so no gradient goes back in time. Give it "
@@ -61,6 +75,8 @@ def conclude(findings: Sequence[Finding], horizons: Horizons, farthest: Measured
         return case, horizons.sentence()
     if case in ("no dependency", "no memory"):
         return case, _nothing_to_remember(case, horizons)
+    if case == "nearer" and not horizons.falls_short:
+        return case, horizons.sentence()
     if case == "nearer":
         return case, (
             f"Nearer inputs say the same: the targets depend on inputs {horizons.data} back, and the gradient vanishes "
@@ -100,7 +116,7 @@ def _unknown(h: Horizons, m: Measured) -> tuple[str, str]:
     assert h.gradient is not None
     if h.gradient.at_least:
         return "healthy", (
-            f"Healthy: the gradient reaches all {h.gradient.steps} steps back that it was followed. Nothing else is "
+            f"Healthy: the gradient reaches as far back as it was followed, {steps(h.gradient.steps)}. Nothing else is "
             "wrong."
         )
     return "unknown", (

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import functools
+import threading
+from collections.abc import Callable, Sequence
+from numbers import Integral, Real
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +26,25 @@ from throughtime.diagnosis.use import Use
 from throughtime.diagnosis.used import measure_use
 from throughtime.errors import FlowError
 from throughtime.flow import Capture, UpdateSizes, capture, norm_history
+from throughtime.flow.capture import check_model
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_turn = threading.RLock()
 
 
+def _one_at_a_time(f: Callable[P, R]) -> Callable[P, R]:
+    """Threads take turns: hooks, gradients and torch's random numbers belong to all of them."""
+
+    @functools.wraps(f)
+    def alone(*args: P.args, **kwargs: P.kwargs) -> R:
+        with _turn:
+            return f(*args, **kwargs)
+
+    return alone
+
+
+@_one_at_a_time
 def diagnose(
     model: nn.Module,
     inputs: Any,
@@ -69,6 +89,7 @@ def diagnose(
     nothing to measure: no recurrence, a loss that is not one number or does not depend on the model.
     """
     _check(model, data, lengths)
+    _check_numbers(optimiser, clip, window, batch_axis, batches)
     captures: list[Capture] = []
     notes: list[str] = []
     findings: list[Finding] = []
@@ -130,15 +151,35 @@ def diagnose(
 
 
 def _check(model: Any, data: Any, lengths: Any) -> None:
-    if not isinstance(model, nn.Module):
-        raise FlowError(f"expected a torch.nn.Module; came {type(model).__name__}")
+    check_model(model)
+    if any(v.is_meta for v in model.parameters()):
+        raise FlowError("the model is on the meta device, where there are no numbers; move it to a real one")
     pair = isinstance(data, tuple | list) and not isinstance(data, Asked) and len(data) == 2
     if data is not None and not isinstance(data, Dependence | Asked) and not pair:
         raise FlowError(f"data must be (inputs, targets) or a Dependence; came {type(data).__name__}")
     if lengths is not None:
-        n = torch.as_tensor(lengths)
+        try:
+            n = torch.as_tensor(lengths)
+        except (TypeError, ValueError, RuntimeError):
+            n = torch.empty(0, 0)
         if n.dim() != 1 or n.is_floating_point() or bool((n < 0).any()):
             raise FlowError(f"lengths must be the steps of each sequence, whole numbers [B]; came {_short(n)}")
+
+
+def _check_numbers(optimiser: Any, clip: Any, window: Any, batch_axis: Any, batches: Any) -> None:
+    def number(v: Any, kind: type = Real) -> bool:
+        return isinstance(v, kind) and not isinstance(v, bool)
+
+    if not (optimiser is None or isinstance(optimiser, torch.optim.Optimizer | Tensor) or number(optimiser)):
+        raise FlowError(f"optimiser must be a torch.optim.Optimizer or a learning rate; came {optimiser!r}")
+    if clip is not None and not (number(clip) and clip > 0):
+        raise FlowError(f"clip must be the norm that gradients are clipped to, a number above 0; came {clip!r}")
+    if window is not None and not (number(window, Integral) and window >= 1):
+        raise FlowError(f"window must be the steps of truncated BPTT, a whole number of at least 1; came {window!r}")
+    if batch_axis is not None and not number(batch_axis, Integral):
+        raise FlowError(f"batch_axis must be the number of an axis of the input; came {batch_axis!r}")
+    if not (number(batches, Integral) and batches >= 1):
+        raise FlowError(f"batches must be how many to look at, a whole number of at least 1; came {batches!r}")
 
 
 def _short(n: Tensor) -> str:

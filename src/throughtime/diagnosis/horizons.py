@@ -53,6 +53,7 @@ _CASES: dict[str, tuple[str, str, str]] = {
     ),
     "healthy": ("note", "The gradient reaches as far as the data ask, and the model uses it.", ""),
 }
+_NEARER_USE = "What lies farther back than the model uses adds nothing to what nearer inputs say: nothing is lost."
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,9 @@ class Horizons(Plain):
     gradient: how far back the gradient reaches the parameters (`GradientFlow.horizon`).
     use:      how far back the model uses its input (`Use.horizon`).
     window:   T, the steps of truncated BPTT, if training has one: no gradient goes farther back than T - 1.
-    added:    the share of the targets' variance that inputs farther back than the gradient reaches add to nearer ones
-              (`throughtime.diagnosis.added`); below 1 % nothing is lost there.
+    added:    the share of the targets' variance that inputs farther back than the gradient reaches, or where it
+              reaches far enough than the model uses, add to nearer ones (`throughtime.diagnosis.added`); below 1 %
+              nothing is lost there.
 
     A horizon that is the largest measured ("at least") is taken as reaching that far. Where two intervals overlap,
     the two are not told apart.
@@ -105,7 +107,8 @@ class Horizons(Plain):
         spread = self.data_interval if asked is self.data else self.use_interval
         data = spread or (asked, asked)
         reach = math.inf if self.window is None else self.window - 1
-        if self.gradient is not None and self.gradient.steps < min(asked.steps, reach):
+        if self.falls_short:
+            assert self.gradient is not None
             high = (self.gradient_interval or (self.gradient, self.gradient))[1]
             if asked is self.data and self.added is not None and self.added < ADDS:
                 return "nearer"
@@ -116,7 +119,22 @@ class Horizons(Plain):
         if self.use is None:
             return "reaches" if self.gradient is not None else "unknown"
         high = (self.use_interval or (self.use, self.use))[1]
-        return "unused" if not high.at_least and high.steps < data[0].steps else "healthy"
+        if high.at_least or high.steps >= data[0].steps:
+            return "healthy"
+        return "nearer" if asked is self.data and self.added is not None and self.added < ADDS else "unused"
+
+    @property
+    def falls_short(self) -> bool:
+        """Whether the gradient ends before what the data ask for and training looks back to."""
+        asked = self.asked
+        if asked is None or self.gradient is None:
+            return False
+        return self.gradient.steps < min(asked.steps, math.inf if self.window is None else self.window - 1)
+
+    @property
+    def means(self) -> str:
+        """What the case means, in one plain sentence."""
+        return _CASES[self.case][1] if self.case != "nearer" or self.falls_short else _NEARER_USE
 
     def sentence(self) -> str:
         """All three in one plain sentence, and what follows in a second."""
@@ -125,14 +143,14 @@ class Horizons(Plain):
             asks = "the data hold no dependency" if self.data.steps < 0 else f"the data reach back {self.data}"
             told.append(asks + _range(self.data_interval))
         if self.window is not None:
-            told.append(f"training looks back {self.window - 1}")
+            told.append(f"training looks back {Horizon(self.window - 1, False)}")
         if self.gradient is not None:
             told.append(f"the gradient reaches {self.gradient}{_range(self.gradient_interval)}")
         if self.use is not None:
             uses = "the model uses no input" if self.use.steps < 0 else f"the model uses {self.use}"
             told.append(uses + _range(self.use_interval))
         text = ", ".join(told) or "no horizon was measured"
-        return f"{text[0].upper()}{text[1:]}. {_CASES[self.case][1]}"
+        return f"{text[0].upper()}{text[1:]}. {self.means}"
 
     def plot(self, ax: Any = None) -> Any:
         """Draws the horizons that were measured as bars over lags, with their intervals; gives the axes.
@@ -157,7 +175,7 @@ class Horizons(Plain):
 
     def finding(self, where: Where | None = None) -> Finding:
         """The same as one finding, to stand among others."""
-        severity, means, do = _CASES[self.case]
+        severity, means, do = _CASES[self.case][0], self.means, _CASES[self.case][2]
         first = self.sentence().removesuffix(" " + means)
         number = None if self.gradient is None else float(self.gradient.steps)
         return Finding(severity, f"horizons: {self.case}", where or Where(), first, means, do, number, "steps")

@@ -97,7 +97,8 @@ class Measured(Plain):
 
     def line(self) -> str:
         """The recurrence, its horizon and its half-life in one line."""
-        what = f"{self.where} ({self.cell}, {self.units} units, {self.steps} steps)"
+        sizes = f" ({self.cell}, {self.units} units, {steps(self.steps)})" if self.cell else ""
+        what = f"{self.where}{sizes}"
         if self.broken is not None:
             return f"{what}: {self.broken}"
         horizon = self.horizon()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -13,9 +14,9 @@ from torch import Tensor, nn
 
 from throughtime.errors import FlowError
 from throughtime.flow.capture_hooks import Recorder
-from throughtime.flow.capture_runs import LayerRun, StepRun, runs
+from throughtime.flow.capture_runs import LayerRun, StepRun, part_of_a_step, runs
 from throughtime.flow.entering import Entering
-from throughtime.flow.gradient_flow import GradientFlow
+from throughtime.flow.gradient_flow import GradientFlow, check_dtype
 from throughtime.flow.recurrence import Recurrence
 from throughtime.flow.shares import shares, totals
 from throughtime.flow.shares_result import Shares
@@ -40,7 +41,7 @@ class Captured:
     reverse: bool
     carried: str | None
     source: str | None
-    _run: Any
+    _run: Any = field(repr=False)
 
     @cached_property
     def recurrence(self) -> Recurrence | StepRecurrence:
@@ -100,6 +101,7 @@ class Captured:
         dtype: torch.float32 takes about half the time, with a relative error of about 1e-6; see `gradient_flow`. A
         module of the user's own is measured in float64 in any case.
         """
+        check_dtype(dtype)
         if isinstance(self._run, StepRun):
             return GradientFlow(self._run.maps, self._run.recurrence.kind)
         maps = self._run.within(dtype).maps[self.layer][int(self.reverse)]
@@ -128,12 +130,15 @@ class Capture:
 
     recurrences: every recurrence, in the order in which they began; layers from the lowest, forward first.
     notes:       what could not be seen, in sentences.
+    changed:     the cells and layers whose state was changed between two calls (masked, say), so that each call stands
+                 by itself.
     """
 
     def __init__(self, recorder: Recorder):
         self._recorder = recorder
         self._found: list[Captured] | None = None
         self._failed = False
+        self.changed: set[str] = set()
 
     @property
     def notes(self) -> list[str]:
@@ -192,19 +197,23 @@ class Capture:
         """The same capture with these recurrences and no others."""
         self.check()
         some = Capture(self._recorder)
-        some._found = list(recurrences)
+        some._found, some.changed = list(recurrences), self.changed
         return some
 
     def _at(self, i: int) -> Captured:
         self.check()
-        if not -len(self.recurrences) <= i < len(self.recurrences):
-            raise FlowError(f"there is no recurrence {i}; {len(self.recurrences)} were captured, numbered from 0")
+        if not isinstance(i, Integral) or not -len(self.recurrences) <= i < len(self.recurrences):
+            raise FlowError(f"there is no recurrence {i!r}; {len(self.recurrences)} were captured, numbered from 0")
         return self.recurrences[i]
 
     def _close(self, failed: bool) -> None:
         recorder, self._failed = self._recorder, failed
         try:
-            self._found = [] if failed else [c for r in runs(recorder.calls) for c in _captured(r)]
+            found = [] if failed else runs(recorder.calls)
+            self._found = [c for r in found for c in _captured(r)]
+            changed = [(call, text) for call, text in recorder.changed if not part_of_a_step(call, found)]
+            recorder.notes += [text for _, text in changed]
+            self.changed = {call.name for call, _ in changed}
         finally:
             recorder.close()
 

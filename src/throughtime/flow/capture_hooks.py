@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from throughtime.flow.capture_calls import Call, OwnCall, Snapshots, kind_of
+from throughtime.flow.capture_calls import Call, OwnCall, kind_of
 from throughtime.flow.capture_graph import Edge, Slot, edge, walk
 from throughtime.flow.capture_layers import LayerHooks
 from throughtime.flow.capture_own import OwnHooks
+from throughtime.flow.capture_weights import Snapshots
 from throughtime.flow.tree import leaves
 
 
@@ -27,6 +28,7 @@ class Recorder:
         self.calls: list[Call] = []
         self.failures: list[str] = []
         self.notes: list[str] = []
+        self.changed: list[tuple[Call, str]] = []  # calls whose state was changed on the way from the call before
         self.without_graph = 0  # calls under no_grad, or of a frozen model
         self.backward = False  # whether a gradient came back to the model's output, or to a recurrence
         self._handles: list[Any] = []
@@ -45,7 +47,10 @@ class Recorder:
             if kind is not None:
                 before, after = self._hooks(kind, name or type(module).__name__)
                 self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-                self._handles.append(module.register_forward_hook(after, with_kwargs=True))
+                # Before a user's own hooks, which may put something else in the place of what a layer returns. A module
+                # of the user's is run again with them.
+                first = kind != "own"
+                self._handles.append(module.register_forward_hook(after, with_kwargs=True, prepend=first))
             if isinstance(module, nn.RNN | nn.LSTM | nn.GRU) and kind == "own":
                 self.notes.append(
                     f"{name or 'the model'} ({type(module).__name__}) is a torch layer with a forward of its own: "

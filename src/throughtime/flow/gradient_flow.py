@@ -125,7 +125,7 @@ class GradientFlow(Plain):
 
     def __str__(self) -> str:
         where = f"{self.cell}, layer {self.layer}{', reverse' if self.reverse else ''}"
-        lines = [f"Gradient through time over {self.steps} steps ({where})"]
+        lines = [f"Gradient through time over {self.steps} step{'' if self.steps == 1 else 's'} ({where})"]
         for of in self.maps:
             try:
                 lines += self._told(of)
@@ -149,6 +149,12 @@ def horizon_of(profile: Tensor, fraction: float = 0.01) -> Horizon:
         raise FlowError(f"fraction must lie in (0, 1], a share of the gradient at lag 0; came {fraction}")
     steps = int((profile >= fraction).nonzero().max())
     return Horizon(steps, steps == len(profile) - 1)
+
+
+def check_dtype(dtype: Any) -> None:
+    """Raises FlowError for a dtype in which no gradient is followed."""
+    if dtype not in (torch.float64, torch.float32):
+        raise FlowError(f"the gradient is followed in torch.float64 or torch.float32; came {dtype!r}")
 
 
 def half_life_of(profile: Tensor) -> float:

@@ -213,6 +213,8 @@ class _Apart:
             t = torch.tensor(rows, device=f.lags.device)
             lag = self.sign * (t - k) - self.first
             there = lag >= 0  # rows that cannot reach this step hold zeros
+            if not bool(there.any()):
+                continue
             t, lag = t[there], lag[there]
             for p in self.whole.list:
                 for b in blocks[p.name]:

@@ -322,6 +322,7 @@ def test_nan_is_told_and_training_goes_on():
     assert w.history[0].recurrences[0].problem is None
     assert "NaN or infinite, first at step 2" in w.history[1].recurrences[0].problem
     assert math.isnan(w.history[1].loss) and w.diagnosis().case == "broken"
+    assert str(w.history[1].recurrences[0]).startswith("rnn, layer 0: ") and "(," not in str(w), "no cell is known"
 
 
 def test_one_step_one_sequence_one_unit():

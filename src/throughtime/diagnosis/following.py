@@ -61,11 +61,8 @@ class Follower:
 
     def _steps(self, run: StepRun) -> tuple[GradientFlow, str | None, int]:
         run.check()
-        T = run.recurrence.output.shape[0]
-        steps = loss_steps(run.entering, T)
-        # A step is run again and differentiated by autograd; its cost is told by its parameters and its batch.
-        size = sum(v.numel() for v in run.recurrence.parameters.values())
-        rows = self._drawn(steps, T / 2 * size * max(1, run.recurrence.output[0].numel() // 64))
+        steps = loss_steps(run.entering, run.recurrence.output.shape[0])
+        rows = self._drawn(steps, row_work(run))
         maps = run.recurrence.send_back(run.entering.at(rows))
         told = f"{len(rows)} of {len(steps)} loss steps" if len(rows) < len(steps) else None
         return GradientFlow(maps, run.recurrence.kind), told, len(steps)
@@ -73,10 +70,23 @@ class Follower:
     def _drawn(self, steps: Sequence[int], each: float) -> list[int]:
         """Loss steps to follow, at `each` multiplications a step: all, or some, spread evenly from the first to the
         last, which looks back farthest."""
-        n = max(min(LEAST, len(steps)), min(len(steps), int(self.work / max(each, 1.0))))
+        n = rows_within(self.work, len(steps), each)
         if n == len(steps):
             return list(steps)
         return sorted({steps[round(k * (len(steps) - 1) / max(1, n - 1))] for k in range(n)} | {steps[-1]})
+
+
+def rows_within(work: float, steps: int, each: float) -> int:
+    """How many of so many loss steps are followed with `work` multiplications, at `each` a step."""
+    return max(min(LEAST, steps), min(steps, int(work / max(each, 1.0))))
+
+
+def row_work(run: StepRun) -> float:
+    """Multiplications, about, that one loss step takes to follow through a module of the user's own. A step is run
+    again and differentiated by autograd; its cost is told by its parameters and its batch."""
+    output = run.recurrence.output
+    size = sum(v.numel() for v in run.recurrence.parameters.values())
+    return output.shape[0] / 2 * size * max(1, output[0].numel() // 64)
 
 
 def first_sequences(passed: PassedStack, outside: Outside, n: int) -> tuple[PassedStack, Outside]:

@@ -52,7 +52,7 @@ class Seen:
 
     def __str__(self) -> str:
         if self.horizon is None:
-            return f"{self.place} ({self.cell}): {self.problem}"
+            return f"{self.place} ({self.cell}): {self.problem}" if self.cell else f"{self.place}: {self.problem}"
         half = self.half_life
         life = "none within" if half is None or math.isinf(half) else f"{half:.1f} steps"
         text = f"{self.place} ({self.cell}): gradient horizon {self.horizon} of {self.steps}, half-life {life}"

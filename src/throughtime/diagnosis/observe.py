@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from throughtime.diagnosis.following import LEAST, Follower
+from throughtime.diagnosis.following import LEAST, Follower, row_work, rows_within
 from throughtime.diagnosis.history import Seen
 from throughtime.errors import FlowError
 from throughtime.flow import Capture, Captured, StepRecurrence
+from throughtime.flow.capture_runs import StepRun
 from throughtime.flow.capture_sample import sample, work_of
 
 WORK = 1e9  # multiplications that measuring one stack of recurrences may take: some tenths of a second on one core
@@ -52,6 +54,27 @@ def chosen(found: Capture) -> tuple[list[list[Captured]], list[str]]:
     return kept[:MOST], notes
 
 
+class Plan(NamedTuple):
+    """How much of a stack is followed: so many sequences and loss steps, where a loss enters at every step; about how
+    many multiplications that takes; and whether it is a module of the user's own."""
+
+    sequences: int
+    rows: int
+    work: float
+    own: bool
+
+
+def planned(stack: Sequence[Captured], work: float) -> Plan:
+    """What `observe` will follow of a stack with `work` multiplications, told without running anything."""
+    T, B, weights = work_of(stack[0])
+    run = stack[0]._run
+    own = isinstance(run, StepRun)
+    n = 1 if own else min(B, _sequences(T, weights, work))
+    each = row_work(run) if own else T / 2 * n * weights
+    rows = rows_within(work, T, each)
+    return Plan(n, rows, rows * each, own)
+
+
 def observe(stacks: Sequence[Sequence[Captured]], turn: int = 0, work: float = WORK) -> Iterator[Seen]:
     """Measures what was `chosen`, each stack with about `work` multiplications: fewer sequences of the batch, and fewer
     loss steps, where the whole is too large; in float32, whose errors are far below what a horizon shows. `turn` is the
@@ -69,11 +92,15 @@ def sampled(
     """The stack over as many sequences as `work` multiplications allow, 1 at least, in `dtype`; and which part that is,
     in words, None for all."""
     T, B, weights = work_of(stack[0])
-    n = max(1, int(work / (min(LEAST + 1, T) * max(T / 2, 1) * weights)))  # the last loss step may come on top
+    n = _sequences(T, weights, work)
     if n >= B:
         return sample(stack, None, dtype, True), None
     index = ((torch.arange(n) * B) // n + turn) % B
     return sample(stack, index.sort().values, dtype, True), f"{n} of {B} sequences"
+
+
+def _sequences(T: int, weights: int, work: float) -> int:
+    return max(1, int(work / (min(LEAST + 1, T) * max(T / 2, 1) * weights)))  # the last loss step may come on top
 
 
 def _seen(captured: Captured, follower: Follower, of: str | None) -> Seen:

@@ -45,7 +45,8 @@ class ScriptWatch(Watch):
             return
         self._look_at *= 2  # to look through all objects takes a while
         self._settle(at_the_end=True)
-        self._model, self._parameters = None, []  # what the script holds no more is gone with that
+        self._model = None  # what the script holds no more is gone with that
+        self._reach.look_at(())
         trained = trained_models()
         had = [m for r in self._known if (m := r()) is not None]
         new = [m for m in trained if all(m is not h for h in had) and self._can_be_seen(m)]

@@ -37,16 +37,18 @@ def watch(
 
     The loop stays as it is. From time to time one of its own training steps, from the model's forward pass to the end
     of backward(), is captured (`throughtime.capture`) and then measured: loss, gradient norms, the gradient horizon
-    and half-life of every recurrence, the size of the step that follows. The first step is always measured, and at the
-    end of the block, when training is over, the last step that was caught. A step is a backward pass that reaches the
-    model's parameters; where gradients are gathered from several, the first is taken.
+    and half-life of every recurrence, the size of the step that follows. The first step is captured at once and
+    measured as soon as there is room for that in the budget; at the end of the block, when training is over, the last
+    step that was captured is measured with what is left. A step is a backward pass that reaches the model's
+    parameters; where gradients are gathered from several, the first is taken.
 
     The model computes the same numbers bit for bit, random numbers included, and everything is put back at the end.
     An exception of the loop passes through, and what was seen until then is there.
 
     model:  one, or several that train together.   path: a new file for the history, see `read_history`.
-    budget: the share of training time that watching may take, 0.02 for 2 %: measurements wait until it allows them.
-            `w.cost` is what it took. 0 measures once, math.inf each step.
+    budget: the share of training time that watching may take, 0.02 for 2 %: measurements wait until it allows them,
+            by the times that those before took. `w.cost` is what it took; only a training too short for a single
+            measurement takes more, and is told so. 0 measures once, math.inf each step.
     clock:  seconds from any zero, for tests; time.perf_counter if not given.
 
     What cannot be seen is in `w.notes`: compiled models, forward passes without gradients, other processes. Raises

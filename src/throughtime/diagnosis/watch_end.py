@@ -15,6 +15,8 @@ from throughtime.diagnosis.observe import chosen, sampled
 from throughtime.diagnosis.result import Diagnosis
 from throughtime.flow import Capture, NormHistory, UpdateSizes
 
+OVER = 1.05  # a budget that is exceeded by less than a twentieth is not spoken of
+
 if TYPE_CHECKING:
     from throughtime.diagnosis.watch_result import Watched
 
@@ -64,8 +66,27 @@ def summary(w: Watched) -> str:
     return "\n".join([*lines, *(f"  note: {n}" for n in w.notes)])
 
 
+def over_budget(w: Watched) -> str:
+    """Why it took more than its share, in a sentence; empty where it did not, or where there was none to keep."""
+    budget = w.budget
+    if not budget.limited or budget.watching <= OVER * budget.share * budget.training or not w.history:
+        return ""
+    told = (
+        f"watching took {_seconds(budget.watching)} of {_seconds(budget.training)} of training, more than its budget "
+        f"of {_percent(budget.share)}"
+    )
+    if len(w.history) > 1:
+        return f"{told}: a measurement took longer than those before it"
+    enough = _seconds(budget.watching / budget.share)
+    return f"{told}: one measurement is made however short the training is; one of {enough} would have room for it"
+
+
+def _seconds(s: float) -> str:
+    return f"{s:.2g} s" if s < 10 else f"{s:.0f} s"
+
+
 def _recurrence(first: Seen, last: Seen) -> list[str]:
-    lines = [f"  {last.place} ({last.cell}, {last.steps} steps)"]
+    lines = [f"  {last.place} ({last.cell}, {last.steps} steps)" if last.cell else f"  {last.place}"]
     if last.horizon is None:
         return [*lines, f"    {last.problem}"]
     before = "not measured" if first.horizon is None else str(first.horizon)

@@ -12,7 +12,8 @@ from throughtime.diagnosis.budget import Budget
 from throughtime.diagnosis.history import Record, Writer
 from throughtime.diagnosis.result import Diagnosis
 from throughtime.diagnosis.untouched import left_alone
-from throughtime.diagnosis.watch_end import closing, summary
+from throughtime.diagnosis.watch_end import closing, over_budget, summary
+from throughtime.diagnosis.watch_held import Held
 from throughtime.diagnosis.watch_step import Pending, let_go
 from throughtime.errors import FlowError
 from throughtime.flow import Capture, UpdateSizes
@@ -32,6 +33,7 @@ class Watched:
         self._model: nn.Module | None = None
         self._last: Capture | None = None
         self._updates: UpdateSizes | None = None
+        self.held = Held()
 
     @property
     def cost(self) -> float:
@@ -69,6 +71,16 @@ class Watched:
         if self.writer is not None:
             self.writer.append(record)
             self.told_writer()
+
+    def finish(self) -> None:
+        """The history ends here; where it cost more than its budget, that is said, and why."""
+        why = over_budget(self)
+        if why:
+            self.note(why)
+        if self.writer is not None:
+            self.writer.close(self.steps, self.cost, tuple(self.notes))
+            self.told_writer()
+            self.writer = None
 
     def told_writer(self) -> None:
         """Notes where the file could not be written."""

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from throughtime.diagnosis.budget import Clock
 from throughtime.diagnosis.history import Record, Seen
-from throughtime.diagnosis.observe import WORK, chosen, gradient_norms, observe
+from throughtime.diagnosis.observe import WORK, chosen, gradient_norms, observe, planned
 from throughtime.errors import FlowError
-from throughtime.flow import Capture, UpdateSizes, snapshot, step_sizes
+from throughtime.flow import Capture, Captured, UpdateSizes, snapshot, step_sizes
 from throughtime.flow.capture import check_model
 from throughtime.flow.capture_calls import LayerCall
 from throughtime.flow.capture_hooks import Recorder
@@ -133,6 +133,7 @@ class Pending:
         self.seen = False  # whether there is a recurrence to speak of
         self.spent = 0.0
         self.seconds = 0.0
+        self.expected = 0.0  # seconds that to measure it may take, where nothing was timed before
         self.updates: UpdateSizes | None = None
         self._before: dict[str, Tensor] | None = snapshot(model)
         self._waited = 0
@@ -147,6 +148,19 @@ class Pending:
             self.notes, self.seen = [*self.found.notes, *notes], True
         except FlowError as error:
             self.notes = [str(error)]
+
+    def stacks(self) -> list[list[Captured]]:
+        """The recurrences that `look` will measure; none where it will only say why not."""
+        try:
+            self.found.check()
+        except FlowError:
+            return []
+        return chosen(self.found)[0]
+
+    def grows(self, work: float, more: float) -> bool:
+        """Whether anything more of it is measured with more work."""
+        work, more = min(work, WORK), min(more, WORK)
+        return any(planned(s, work)[:2] != planned(s, more)[:2] for s in self.stacks())
 
     @property
     def estimated(self) -> bool:

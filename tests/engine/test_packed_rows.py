@@ -5,9 +5,10 @@ import torch
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
 
 from throughtime import cells, nn
-from throughtime.engine import rows
 from throughtime.engine.cpu.packed_batch import PackedRows
+from throughtime.engine.rows import unroll_rows
 from throughtime.errors import ShapeError
+from throughtime.nn import stack
 
 LENGTHS = [4, 9, 1, 9, 6]
 
@@ -20,7 +21,7 @@ def both_ways(layer, data, some, monkeypatch, **state):
     """The output's rows and the last states by packed rows, and by the padded batch."""
     given = some._replace(data=data)
     taken = []
-    monkeypatch.setattr(rows, "forward_rows", lambda *a: taken.append(1) or forward(*a))
+    monkeypatch.setattr(stack, "unroll_rows", lambda *a, **k: taken.append(1) or unroll_rows(*a, **k))
     by_rows = layer(given, **state)
     assert taken, "the packed rows were padded"
     monkeypatch.undo()
@@ -33,9 +34,6 @@ def both_ways(layer, data, some, monkeypatch, **state):
         return [y.data, *(last if isinstance(last, tuple) else (last,))]
 
     return flat(by_rows), flat(padded)
-
-
-forward = rows.forward_rows
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -121,4 +119,4 @@ def test_what_does_not_fit_is_said():
     with pytest.raises(ShapeError, match="at least 1 and never more than before; came \\[1, 2\\]"):
         PackedRows((1, 2))
     with pytest.raises(ShapeError, match=r"x must be \[3, D\], a row for each step of batch_sizes; came \(4, 2\)"):
-        rows.unroll_rows(cells.Simple(), torch.randn(4, 2), torch.tensor([2, 1]), W, torch.randn(3, 3), None, None)
+        unroll_rows(cells.Simple(), torch.randn(4, 2), torch.tensor([2, 1]), W, torch.randn(3, 3), None, None)

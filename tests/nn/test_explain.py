@@ -44,5 +44,5 @@ def test_nothing_to_explain():
 
 
 def test_only_modules_are_explained():
-    with pytest.raises(ConfigError, match="model must be a torch.nn.Module; came str"):
+    with pytest.raises(ConfigError, match=r"must be a torch\.nn\.Module; came str"):
         nn.explain("model")

@@ -14,10 +14,12 @@ from torch import Tensor
 from throughtime.cells import Cell
 from throughtime.engine.backends import choose
 from throughtime.engine.cpu.backend import backward_rows, forward_rows
-from throughtime.engine.cpu.packed_batch import PackedRows, packed_rows
+from throughtime.engine.cpu.packed_batch import packed_rows
 from throughtime.engine.eager import PLAIN, unwatched
 from throughtime.engine.operands import Operands, autocast_dtype, operands
 from throughtime.engine.operator import chosen_dtypes, tape_of
+from throughtime.engine.padded import padded_backward
+from throughtime.engine.straight import straight
 from throughtime.engine.trace import program
 from throughtime.errors import ShapeError
 
@@ -59,6 +61,11 @@ def unroll_rows(
     batch = packed_rows(tuple(batch_sizes.tolist()))
     if x.dim() != 2 or x.shape[0] != batch.rows:
         raise ShapeError(f"x must be [{batch.rows}, D], a row for each step of batch_sizes; came {tuple(x.shape)}")
+    if not matrices:
+        rule = (reverse, clip, truncated)
+        outputs = straight(cell, x, weight_ih, weight_hh, bias_ih, bias_hh, units, states, rule, "cpu", batch)
+        if outputs is not None:
+            return outputs[0], outputs[len(cell.states) :]
     first = x[: batch.B].unsqueeze(0)  # stands for x where sizes are checked
     v = operands(cell, first, weight_ih, weight_hh, bias_ih, bias_hh, units, matrices, states)
     inputs = cell.input(x.unsqueeze(0)).squeeze(0)
@@ -99,8 +106,11 @@ class _Rows(torch.autograd.Function):
         d_y, *d_finals = (a.new_zeros(()).expand(a.shape) if g is None else g for g, a in zip(grads, like, strict=True))
         d_sequences = [d_y, *(a.new_zeros(()).expand(a.shape) for a in sequences[1:])]
         v = Operands(x, W, U, b, units, matrices, states)
-        backward = _padded if torch.is_grad_enabled() else _backward
-        return None, *backward(ctx.call, v, sequences, kept, d_sequences, d_finals, ctx.needs_input_grad[1])
+        need_dx = ctx.needs_input_grad[1]
+        if torch.is_grad_enabled():
+            text, batch, *rule = ctx.call
+            return None, *padded_backward(text, batch, tuple(rule), v, sequences, kept, d_sequences, d_finals, need_dx)
+        return None, *_backward(ctx.call, v, sequences, kept, d_sequences, d_finals, need_dx)
 
 
 def _backward(
@@ -114,28 +124,3 @@ def _backward(
             need_dx,
         )  # fmt: skip
     return [dx if need_dx else None, *others]
-
-
-def _padded(
-    call: tuple, v: Operands, sequences: Sequence[Tensor], kept: Tensor, d_sequences: Sequence[Tensor],
-    d_finals: Sequence[Tensor], need_dx: bool,
-) -> list[Tensor | None]:  # fmt: skip
-    text, batch, reverse, clip, truncated = call
-
-    def padded(a: Tensor) -> Tensor:
-        return _pad(a, batch)
-
-    # What was kept stands in the kernels' order, rows first.
-    room = kept.new_zeros(batch.T * batch.B, kept.shape[1])
-    room[: batch.rows] = kept
-    dx, dW, dU, db, *others = torch.ops.throughtime.unroll_backward(
-        text, padded(v.x), *v[1:], batch.lengths, [padded(s) for s in sequences], room.view(batch.T, batch.B, -1),
-        [padded(d) for d in d_sequences], list(d_finals), reverse, clip, truncated, "cpu", "fast", need_dx,
-    )  # fmt: skip
-    rows = dx.reshape(batch.T * batch.B, -1).index_select(0, batch.places) if need_dx else None
-    return [rows, dW, dU, db, *others]
-
-
-def _pad(a: Tensor, batch: PackedRows) -> Tensor:
-    room = a.new_zeros(batch.T * batch.B, a.shape[1])
-    return room.index_copy(0, batch.places, a.contiguous()).view(batch.T, batch.B, -1)

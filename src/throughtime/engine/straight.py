@@ -20,11 +20,12 @@ from throughtime.engine.cpu.backend import entering, is_zero
 from throughtime.engine.cpu.call import Walk, run_backward, run_forward
 from throughtime.engine.cpu.compiled import everything
 from throughtime.engine.cpu.memory import lent
-from throughtime.engine.cpu.packed_batch import PackedBatch
+from throughtime.engine.cpu.packed_batch import PackedBatch, PackedRows
 from throughtime.engine.cpu.plan import Kind, Plan, kind_of, plan
 from throughtime.engine.eager import PLAIN, unwatched
 from throughtime.engine.operands import Operands, bias_gradients, columns_bias, operands
 from throughtime.engine.operator import tape_of
+from throughtime.engine.padded import padded_backward
 from throughtime.engine.tape import Tape
 from throughtime.engine.trace import program
 
@@ -56,9 +57,13 @@ def straight(
     states: Sequence[Tensor] | None,
     rule: tuple[bool, float | None, bool],
     backend: str,
+    packed: PackedRows | None = None,
 ) -> tuple[Tensor, ...] | None:
     """The states at every step and the last states, arguments as `unroll` has them; None where the operator must run:
-    without gradients, under autocast, on other tensors, for a cell with matrices of its own, or watched by anybody."""
+    without gradients, under autocast, on other tensors, for a cell with matrices of its own, or watched by anybody.
+
+    packed: the batch of which x [rows, D] are the packed rows; the states at every step are [rows, .] then.
+    """
     if not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or not unwatched():
         return None
     if len(units) != len(cell.units):
@@ -76,32 +81,35 @@ def straight(
         needed = needed or t.requires_grad
     if not needed or dtype.is_complex or choose(backend, "cpu", dtype, dtype)[0] != "cpu":
         return None
-    key = (id(cell), dtype, torch.get_num_threads(), library.load().tt_current(), *rule, *shapes)
+    key = (id(cell), dtype, torch.get_num_threads(), library.load().tt_current(), *rule, packed, *shapes)
     way = _ways.get(key)
     if way is None and key not in _ways:
         if len(_ways) >= MOST_WAYS:
             _ways.clear()
-        way = _ways[key] = _way(cell, given, rule)
+        way = _ways[key] = _way(cell, given, rule, packed)
     return None if way is None else _Straight.apply(way, *given)
 
 
-def _way(cell: Cell, given: Sequence[Any], rule: tuple[bool, float | None, bool]) -> Way | None:
+def _way(
+    cell: Cell, given: Sequence[Any], rule: tuple[bool, float | None, bool], packed: PackedRows | None
+) -> Way | None:
     """Checks the arguments, as `operands` does, and works out what follows from them."""
     if cell.inside or cell.matrices or type(cell).input is not Cell.input:
         return None
-    v = _checked(cell, given)
-    T, B, D = v.x.shape
-    tape = tape_of(program(cell), *rule[1:])
-    kind = kind_of(tape, D, v.W, v.b, (), v.states)
-    if T * B == 0:
+    v = _checked(cell, given, packed)
+    batch = packed or PackedBatch(v.x.shape[0], v.x.shape[1], None)
+    if batch.rows == 0:
         return None
-    return Way(cell, tape, kind, PackedBatch(T, B, None), plan(tape, T * B, B, kind, everything(tape)), rule)
+    tape = tape_of(program(cell), *rule[1:])
+    kind = kind_of(tape, v.x.shape[-1], v.W, v.b, (), v.states)
+    return Way(cell, tape, kind, batch, plan(tape, batch.rows, batch.B, kind, everything(tape)), rule)
 
 
-def _checked(cell: Cell, given: Sequence[Any]) -> Operands:
+def _checked(cell: Cell, given: Sequence[Any], packed: PackedRows | None) -> Operands:
     x, W, U, bias_ih, bias_hh, *rest = given
     n = len(cell.units)
-    return operands(cell, x, W, U, bias_ih, bias_hh, rest[:n], (), rest[n:] or None)
+    steps = x if packed is None else x[: packed.B].unsqueeze(0)  # whose sizes are checked
+    return operands(cell, steps, W, U, bias_ih, bias_hh, rest[:n], (), rest[n:] or None)._replace(x=x)
 
 
 class _Straight(torch.autograd.Function):
@@ -115,7 +123,7 @@ class _Straight(torch.autograd.Function):
         first = rest[len(way.cell.units) :] or [torch.zeros((batch.B, w), dtype=p.dtype) for w in p.sizes.states]
         sequences = [batch.room(w, p.dtype) for w in p.sizes.states]
         finals = [torch.empty((batch.B, w), dtype=p.dtype) for w in p.sizes.states]
-        kept = lent.room(W, (batch.T, batch.B, p.kept_row), p.dtype)
+        kept = lent.room(W, batch.shape(p.kept_row, whole=True), p.dtype)
         run_forward(_walk(way, p, given, b, first), sequences, finals, kept)
         ctx.way, ctx.n_given = way, len(given)
         ctx.save_for_backward(*given, b, *first, *sequences, kept)
@@ -173,15 +181,16 @@ def _by_operator(
     way: Way, given: Sequence[Any], sequences: Sequence[Tensor], kept: Tensor, d_sequences: Sequence[Tensor | None],
     d_finals: Sequence[Tensor | None], need_dx: bool,
 ) -> list[Tensor | None]:  # fmt: skip
-    v, (reverse, clip, truncated) = _checked(way.cell, given), way.rule
+    v, S = _checked(way.cell, given, way.batch if isinstance(way.batch, PackedRows) else None), len(sequences)
     # An output that the loss does not use has no gradient: a zero that takes no memory stands for it.
-    entered = [
+    d = [
         a.new_zeros(()).expand(a.shape) if d is None else d
         for d, a in zip([*d_sequences, *d_finals], [*sequences, *v.states], strict=True)
     ]
-    S = len(sequences)
+    text = program(way.cell)
+    if isinstance(way.batch, PackedRows):
+        return padded_backward(text, way.batch, way.rule, v, sequences, kept, d[:S], d[S:], need_dx)
     dx, *others = torch.ops.throughtime.unroll_backward(
-        program(way.cell), *v, None, sequences, kept, entered[:S], entered[S:], reverse, clip, truncated, "cpu", "fast",
-        need_dx,
-    )  # fmt: skip
+        text, *v, None, sequences, kept, d[:S], d[S:], *way.rule, "cpu", "fast", need_dx
+    )
     return [dx if need_dx else None, *others]

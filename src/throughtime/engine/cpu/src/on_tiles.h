@@ -1,6 +1,6 @@
 // Products of bf16 pairs on tiles: C = Cin + A B, B in the same panels as for vectors, whose order tiles share.
 //
-// A block of C is 2 x 2 registers of 16 x 16 sums, or 1 x 4 where there are no more than 16 rows; two registers hold A and
+// A block of C is 2 x 2 registers of 16 x 16 sums, or 1 x 4 where there are no more than 16 rows; two registers hold A,
 // two B. Rows beyond a multiple of 16 make the last registers lower; words beyond a multiple of 16 are copied and
 // padded with zeros, in A and in B, for what stands beyond them in memory may be NaN.
 #pragma once

@@ -193,7 +193,7 @@ def test_the_share_is_kept_and_used(on, share):
 MACHINES = {
     "cold": (643, 0.036, Machine(catch=0.005, fixed=0.01, whole=0.05, once=0.1)),
     "slow at the end": (643, 0.036, Machine(catch=0.005, fixed=0.002, whole=0.7, once=0.1)),
-    "all fixed": (643, 0.036, Machine(catch=0.005, fixed=0.19, whole=0.2)),
+    "all fixed": (643, 0.036, Machine(catch=0.005, fixed=0.15, whole=0.16)),
     "small steps": (1000, 0.008, Machine(catch=0.012, fixed=0.03, whole=0.03)),
     "costly to catch": (500, 0.024, Machine(catch=0.07, fixed=0.02, whole=0.04)),
     "large": (40, 10.0, Machine(catch=0.1, fixed=0.1, whole=20.0)),

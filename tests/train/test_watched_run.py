@@ -38,7 +38,7 @@ def test_a_run_is_bit_for_bit_the_one_that_nobody_watches(kind: str, tmp_path: P
         result = train(config, run)
         assert numbers(result) == numbers(alone)
         assert_same_run(tmp_path / "alone", run)
-        assert result.watched[0].step == 1 and result.watched[0].recurrences[0].horizon is not None
+        assert result.watched[0].recurrences[0].horizon is not None  # however short the run is
     assert [r.step for r in result.watched] == list(range(1, 21))  # of the last, which measured each step
 
 

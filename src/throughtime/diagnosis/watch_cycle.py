@@ -17,6 +17,7 @@ from throughtime.diagnosis.watch_result import Watched
 from throughtime.diagnosis.watch_step import Measuring, Pending
 from throughtime.errors import FlowError
 
+SURE = 1.25  # a measurement after which none can make up for it must fit even if it takes this much longer
 PATIENCE = 3  # training steps in which a forward pass is waited for before it is said that none can be seen
 
 
@@ -141,11 +142,11 @@ class Cycle(Watched, taps.Listener):
         self._settle(at_the_end=True)
         first, last = self.held.take()
         looks, budget = self.pace.looks, self.budget
-        if last is None or (self.pace.measured and looks.expected(0) > budget.room):
+        if last is None or (self.pace.measured and SURE * looks.expected(0) > budget.room):
             return
-        self._look(last, budget.room)
-        if first is not None and looks.expected(0) <= budget.room:
-            self._look(first, budget.room)
+        self._look(last, budget.room / SURE)
+        if first is not None and SURE * looks.expected(0) <= budget.room:
+            self._look(first, budget.room / SURE)
             self.keep(first)
         self.keep(last)
 

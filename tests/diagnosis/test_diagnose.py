@@ -76,7 +76,7 @@ def test_the_data_horizon_is_the_delay(d):
 
 def test_a_contractive_network_is_called_so():
     d = tt.diagnose(planted(0.5), delayed(), mse)
-    assert d.case == "vanishes" and "contractive, a change of its state shrinks by 0.5 a step" in d.verdict
+    assert d.case == "vanishes" and "contractive, a change of its state shrinks by a factor of 0.5 a step" in d.verdict
     assert d.has("contracts") and d.horizons.gradient.steps == 6  # 0.5^6 > 1 % > 0.5^7
 
 

@@ -105,7 +105,7 @@ def _why(m: Measured) -> str:
     factor = rate(m)
     parts = []
     if factor is not None:
-        parts.append(f"the network is contractive, a change of its state shrinks by {factor:.2g} a step")
+        parts.append(f"the network is contractive, a change of its state shrinks by a factor of {factor:.2g} a step")
     if m.memories:
         half = m.memories[-1].half_life.median().item()
         parts.append(f"its memories keep half for {steps(half)} (median unit)")

@@ -1,10 +1,15 @@
 """The kernels on a GPU where there is one, else by Triton's interpreter; what torch allocates is full of NaN."""
 
+import os
+
 import pytest
 import torch
 
 from throughtime.engine import backends
 from throughtime.engine.triton import schedule
+
+# Some versions of torch refuse products on a GPU without it while only what gives the same numbers twice is allowed.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """What a CUDA graph, other streams and other devices ask of the launches: what can be seen of it without a GPU, and,
 where there is one, the same numbers."""
 
+import sys
 from contextlib import contextmanager
 
 import pytest
@@ -14,7 +15,9 @@ from throughtime.engine.triton.writer import CONSTANTS, Text
 from throughtime.errors import BackendError
 
 from ..problems import problem
-from .problems import DEVICE, backend, choose, given, to_device
+from .problems import DEVICE, WHY, backend, choose, given, to_device
+
+OutOfResources = pytest.importorskip("triton.runtime.errors", reason=WHY).OutOfResources
 
 WITH_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="asks a GPU; there is none")
 SEVERAL = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="asks two GPUs; there are not")
@@ -42,8 +45,8 @@ def noted(monkeypatch):
     """Kernels are noted and not run; the list holds (text, grid, arguments, cooperative)."""
     found = []
 
-    def note(text, grid, arguments, constants, warps, stages, cooperative=False):
-        found.append((text, grid, dict(arguments), cooperative))
+    def note(text, grid, arguments, constants, how):
+        found.append((text, grid, dict(arguments), how.launch_cooperative_grid))
 
     monkeypatch.setattr(kernel, "launch", note)
     return found
@@ -94,6 +97,35 @@ class Elsewhere(torch.Tensor):
         raise AssertionError(f"{func} reads a tensor at a launch")
 
 
+class Loaded:
+    """In place of what Triton gives back where it only compiles: registers that are kept in memory, once loaded."""
+
+    def __init__(self, spills=None, fails=None):
+        self.spills, self.fails = spills, fails
+
+    def warmup(self, *values, grid, **how):
+        assert how["maxnreg"] == 255 and how["num_warps"] == 8
+        return self
+
+    def _init_handles(self):
+        if self.fails is not None:
+            raise self.fails
+        self.n_spills = self.spills
+
+
+@pytest.mark.parametrize("loaded, said", [
+    (Loaded(3), 12),
+    (Loaded(0), 0),
+    (Loaded(fails=OutOfResources(270336, 232448, "shared memory")), sys.maxsize),
+    (type("Older", (), {"warmup": lambda *a, **how: None})(), 0),
+])  # fmt: skip
+def test_what_a_thread_keeps_in_memory(loaded, said, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device", Launcher().guard)
+    monkeypatch.setattr(kernel, "compiled", lambda text: loaded)
+    arguments, constants = {"T": 5, "x": Elsewhere()}, dict.fromkeys(CONSTANTS, 1)
+    assert kernel.spilt(Text("forward", ("T", "x"), ""), arguments, constants, kernel.How(8, 1, True, 255)) == said
+
+
 class Launcher:
     """In place of a compiled kernel: notes under which device it was launched, or fails."""
 
@@ -115,12 +147,12 @@ class Launcher:
         return run
 
 
-def launch(monkeypatch, launcher, **how):
+def launch(monkeypatch, launcher, cooperative=False):
     monkeypatch.setattr(torch.cuda, "device", launcher.guard)
     monkeypatch.setattr(kernel, "compiled", lambda text: launcher)
     v = Elsewhere()
     text = Text("forward", ("T", "x"), "")
-    kernel.launch(text, (3, 2), {"T": 5, "x": v}, dict.fromkeys(CONSTANTS, 1), 8, 1, **how)
+    kernel.launch(text, (3, 2), {"T": 5, "x": v}, dict.fromkeys(CONSTANTS, 1), kernel.How(8, 1, cooperative))
     return v
 
 
@@ -134,8 +166,6 @@ def test_a_kernel_is_launched_on_the_device_of_its_tensors(monkeypatch):
 
 
 def test_a_device_without_room_is_told(monkeypatch):
-    from triton.runtime.errors import OutOfResources
-
     for err in (
         OutOfResources(270336, 232448, "shared memory"),
         RuntimeError("Triton Error [CUDA]: too many blocks in cooperative launch"),
@@ -143,6 +173,9 @@ def test_a_device_without_room_is_told(monkeypatch):
     ):
         with pytest.raises(BackendError, match=r'not room enough for the kernel forward on 3 x 2 .*backend="torch"'):
             launch(monkeypatch, Launcher(err))
+    missing = RuntimeError("Failed to find C compiler. Please specify via CC environment variable.")
+    with pytest.raises(BackendError, match=r'find C compiler.*install gcc or clang, or choose backend="torch"'):
+        launch(monkeypatch, Launcher(missing))
     for err in (RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"), ValueError("other")):
         with pytest.raises(type(err), match=str(err).split()[-1]):
             launch(monkeypatch, Launcher(err))

@@ -41,7 +41,7 @@ def apply(op: Op, args: list[torch.Tensor]) -> torch.Tensor:
     out = torch.empty_like(args[0])
     sizes = dict.fromkeys(("H", "P", "BH", "BP", "BK", "SPLIT", "TILES"), 1)
     constants = {**kernel.constants_of(dtype, dtype, True, BM=N, **sizes), "PRECISION": "ieee"}
-    kernel.launch(text, (1, 1), dict(zip(params, [*args, out], strict=True)), constants, 4, 1)
+    kernel.launch(text, (1, 1), dict(zip(params, [*args, out], strict=True)), constants, kernel.How(4, 1))
     return out
 
 

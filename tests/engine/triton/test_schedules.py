@@ -1,5 +1,7 @@
 """Every schedule gives the same as the torch backend, whatever the rule would choose; and the rule itself."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -23,6 +25,31 @@ def test_programs_that_meet_at_a_barrier(name, way, monkeypatch):
     assert {s.mode for s in chosen} == {"together"} and all(s.tiles == 2 for s in chosen)
     if INTERPRETED:
         assert grids == [(1, 2), (1, 2)]
+
+
+@pytest.mark.parametrize("name, way, parts", [("gru", "split", 4), ("users-own", "held", 2), ("lstm", "read anew", 2)])
+def test_rows_are_multiplied_in_parts(name, way, parts, monkeypatch):
+    held, split = WAYS[way]
+    rule = schedule.choose
+
+    def chosen_by_the_test(B, H, P, *rest):
+        made = schedule.shared_out(rule(B, H, P, *rest), H, P, 2, "together", held, split)
+        return replace(made, rows=64, parts=parts, batch=1)
+
+    monkeypatch.setattr(schedule, "choose", chosen_by_the_test)
+    with at_once(monkeypatch):
+        assert_same_as_torch(given(name, 2, 50, 3, 24, lengths=True))  # the last part is not full
+
+
+def test_no_thread_has_more_sums_at_a_time_than_it_has_registers_for():
+    for name, weights in (("rnn", 1), ("gru", 3), ("lstm", 4), ("many", 9)):
+        for B in (1, 16, 64, 128, 1000):
+            for H in (256, 512, 768, 1024, 2048):
+                for size in (2, 4):
+                    s = by_rule(B=B, H=H, weights=weights, size=size)
+                    sums = weights * (s.rows // s.parts) * max(s.H, s.P) * s.split // (s.warps * 32)
+                    assert s.rows % s.parts == 0 and s.rows // s.parts >= schedule.LEAST
+                    assert sums <= schedule.SUMS or s.rows // s.parts == schedule.LEAST, (name, s)
 
 
 @pytest.mark.slow

@@ -21,11 +21,11 @@ from throughtime.engine.triton.call import (
     run,
     schedule_of,
     sizes_of,
-    tables,
 )
 from throughtime.engine.triton.forward_text import RECURRENT, forward_texts
 from throughtime.engine.triton.scan_text import scan_text
 from throughtime.engine.triton.scannable import scannable
+from throughtime.engine.triton.schedule import Schedule
 from throughtime.engine.triton.support import no_room, refusal
 from throughtime.engine.triton.writer import Text
 from throughtime.errors import BackendError
@@ -68,14 +68,16 @@ def _forward(tape, x, W, U, b, units, matrices, states, lengths, reverse, save):
     recurrent = sum(c.h is not None for c in tape.columns)
     sums = None if recurrent else scannable(analysis.tape, "s")
     s = schedule_of(analysis, sizes, recurrent, p.low, sums is not None, x.device)
-    form = form_of(s, sizes, p, lengths, reverse)
-    if s.mode == "scan":
-        widths = kept_widths(tape, H, sizes.P, sizes.matrices) if save else ()
-        texts: tuple[Text, ...] = (scan_text(form, analysis, sums, widths, False),)
-    else:
-        texts = forward_texts(form, analysis)
+    widths = kept_widths(tape, H, sizes.P, sizes.matrices) if save else ()
+
+    def texts_of(s: Schedule) -> tuple[Text, ...]:
+        form = form_of(s, sizes, p, lengths, reverse)
+        if s.mode == "scan":
+            return (scan_text(form, analysis, sums, widths, False),)
+        return forward_texts(form, analysis)
+
     given = _weights(U, b, units, matrices, lengths)
-    given |= {"x": _input_products(x, W, p), "kept": kept, **tables(texts, analysis, sizes, p, x)}
+    given |= {"x": _input_products(x, W, p), "kept": kept}
     given |= {f"sequence{j}": v for j, v in enumerate(sequences)}
     first = [v.contiguous() for v in states]
     if s.mode == "stepwise":
@@ -89,7 +91,7 @@ def _forward(tape, x, W, U, b, units, matrices, states, lengths, reverse, save):
         shown = x.new_empty(2, B, sizes.P, dtype=p.low)
         shown[1] = states[0]  # the first step reads what a step before it would have written
         given[RECURRENT] = shown
-    run(texts, s, sizes, p, given, x)
+    run(texts_of, s, analysis, sizes, p, given, x)
     if s.mode == "stepwise":
         finals = [v.to(dtype) for v in last]
     return sequences, finals, kept
@@ -149,25 +151,27 @@ def _through_time(
     recurrent = 0 if truncated else sum(c.h is not None for c in tape.columns)
     sums = None if recurrent else scannable(analysis.tape, "d")
     s = schedule_of(analysis, sizes, recurrent, p.low, sums is not None, U.device)
-    form = form_of(s, sizes, p, lengths, reverse, truncated)
     widths = kept_widths(tape, H, sizes.P, sizes.matrices)
-    if s.mode == "scan":
-        texts: tuple[Text, ...] = (scan_text(form, analysis, sums, widths, True),)
-    else:
-        texts = backward_texts(form, analysis, widths)
+
+    def texts_of(s: Schedule) -> tuple[Text, ...]:
+        form = form_of(s, sizes, p, lengths, reverse, truncated)
+        if s.mode == "scan":
+            return (scan_text(form, analysis, sums, widths, True),)
+        return backward_texts(form, analysis, widths)
+
     dz = U.new_empty(T, B, len(tape.columns) * H, dtype=p.low)
     outer = [dz.new_empty(T, B, sizes.of(analysis.widths[v])) for v in factors(analysis)]
     ds = [d.to(p.full, memory_format=torch.contiguous_format, copy=True) for d in d_finals]
     d_units = [U.new_zeros(B, H, dtype=p.full) for _ in units]
     given = _weights(U, b, units, matrices, lengths)
-    given |= {"dz": dz, "kept": saved, **tables(texts, analysis, sizes, p, U)}
+    given |= {"dz": dz, "kept": saved}
     for j, (sequence, first, dy) in enumerate(zip(sequences, states, d_sequences, strict=True)):
         given |= {f"sequence{j}": sequence.contiguous(), f"first{j}": first.contiguous(), f"dy{j}": dy}
         given |= {f"in{j}": ds[j].clone() if s.mode == "scan" else ds[j], f"out{j}": ds[j]}
         given |= {f"stride_{letter}{j}": n for letter, n in zip("tbu", dy.stride(), strict=True)}
     given |= {f"factor{n}": v for n, v in enumerate(outer)}
     given |= {f"gin{j}": g for j, g in enumerate(d_units)} | {f"gout{j}": g for j, g in enumerate(d_units)}
-    run(texts, s, sizes, p, given, U)
+    run(texts_of, s, analysis, sizes, p, given, U)
     spot = {v: outer[n] for n, v in enumerate(factors(analysis))}
     values = {o.name: o.values for o in analysis.tape.outputs if o.kind == "m"}
     pairs = [

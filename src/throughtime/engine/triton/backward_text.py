@@ -69,11 +69,12 @@ class _Backward(Exchange):
             self._finish()
         if turned:
             self.barrier()
-            for k, u in turned:
+            sums = min(self.form.sums, len(turned))
+            for n, (k, u) in enumerate(turned):
                 source = f"e{k}" if self.form.mode == "alone" else self.param("dz")
                 width = f"({len(self.tape.columns)} * H)@{k} * H"
-                self.partial_products(source, [(f"back{k}", u)], "row", width)
-            self.put(f"back = {' + '.join(f'back{k}' for k, _ in turned)}")
+                self.partial_products(source, [(f"back{n % sums}", u)], "row", width, more=n >= sums)
+            self.put(f"back = {' + '.join(f'back{n}' for n in range(sums))}")
             self.join("back")
             self.put("d0 = d0 + back")
         if loop:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -14,7 +14,8 @@ from throughtime.engine.optimise import Split, inference, split
 from throughtime.engine.tape import Tape
 from throughtime.engine.triton import kernel, schedule
 from throughtime.engine.triton.analysis import Analysis, analyse
-from throughtime.engine.triton.schedule import Schedule
+from throughtime.engine.triton.schedule import LEAST, Schedule
+from throughtime.engine.triton.support import rounds_to_tf32
 from throughtime.engine.triton.writer import Form, Text
 
 Shapes = tuple[tuple[int, int], ...]
@@ -81,7 +82,7 @@ class Precision:
 def precision_of(states: Sequence[Tensor], W: Tensor) -> Precision:
     """States in 16 bits are carried in float32; float32 products follow torch's own setting for matrix products."""
     full = torch.float64 if states[0].dtype == torch.float64 else torch.float32
-    tf32 = full == W.dtype == torch.float32 and W.is_cuda and torch.backends.cuda.matmul.allow_tf32
+    tf32 = full == W.dtype == torch.float32 and W.is_cuda and rounds_to_tf32()
     return Precision(full, W.dtype, "tf32" if tf32 else "ieee")
 
 
@@ -104,39 +105,83 @@ def form_of(
 ) -> Form:  # fmt: skip
     return Form(
         s.mode, lengths is not None, reverse, p.wide, sizes.H == sizes.P,
-        s.chunks(sizes.H, sizes.P) if s.held else (1, 1), s.held, truncated, s.split,
+        s.chunks(sizes.H, sizes.P) if s.held else (1, 1), s.held, truncated, s.split, s.parts, 1 + (s.rows == LEAST),
     )  # fmt: skip
 
 
+Texts = Callable[[Schedule], tuple[Text, ...]]
+# The schedules that were found to spill, and those that were not: what runs in place of each.
+_SETTLED: dict[tuple[Text, Schedule, Precision, torch.device], Schedule] = {}
+
+
 def run(
-    texts: Sequence[Text],
+    texts_of: Texts,
     s: Schedule,
+    analysis: Analysis,
     sizes: Sizes,
     p: Precision,
     given: dict[str, Any],
     like: Tensor,
 ) -> None:
-    """Runs the kernels over all steps. given: arguments by name; tables that only the kernels see are made here."""
-    tile = {"BM": s.rows, "BH": s.H, "BP": s.P, "BK": s.depth, "SPLIT": s.split, "TILES": s.tiles}
-    constants = kernel.constants_of(p.low, p.full, not like.is_cuda, H=sizes.H, P=sizes.P, **tile)
-    constants["PRECISION"] = p.float32
+    """Runs the kernels over all steps. texts_of: the kernels by schedule; given: arguments by name; tables that only
+    the kernels see are made here.
+
+    On a GPU a schedule whose kernel has not registers enough gives way to one of fewer rows, if that has.
+    """
+    texts = texts_of(s)
+    fewer = schedule.with_least_rows(s, sizes.B, like.device) if like.is_cuda else None
+    if fewer is not None:
+        key = (texts[0], s, p, like.device)
+        if key not in _SETTLED:
+            _SETTLED[key] = _settled(texts_of, s, fewer, analysis, sizes, p, given, like)
+        if _SETTLED[key] is not s:
+            s, texts = _SETTLED[key], texts_of(_SETTLED[key])
+    arguments, constants = _arguments(texts, s, analysis, sizes, p, given, like)
     batches = sizes.B if s.mode == "scan" else -(-sizes.B // s.rows)
-    arguments: dict[str, Any] = {"T": sizes.T, "B": sizes.B, "begin": 0, "end": sizes.T, "start": 0, **given}
     if s.mode == "together":
-        arguments["arrivals"] = torch.zeros(batches * 32, dtype=torch.int32, device=like.device)
         for start in range(0, batches, s.batch):
             grid = (min(s.batch, batches - start), s.tiles)
             arguments["start"] = start
-            kernel.launch(texts[0], grid, arguments, constants, s.warps, s.stages, cooperative=s.tiles > 1)
+            kernel.launch(texts[0], grid, arguments, constants, s.how)
         return
     grid = (batches, s.tiles)
     if s.mode in ("alone", "scan"):
-        kernel.launch(texts[0], grid, arguments, constants, s.warps, s.stages)
+        kernel.launch(texts[0], grid, arguments, constants, s.how)
         return
     for step in range(sizes.T):
         arguments["begin"], arguments["end"] = step, step + 1
         for text in texts:
-            kernel.launch(text, grid, arguments, constants, s.warps, s.stages)
+            kernel.launch(text, grid, arguments, constants, s.how)
+
+
+def _settled(
+    texts_of: Texts, s: Schedule, fewer: Schedule, analysis: Analysis, sizes: Sizes, p: Precision,
+    given: dict[str, Any], like: Tensor,
+) -> Schedule:  # fmt: skip
+    """The schedule that spills less of the two; the first where it spills hardly anything: then it compiles alone."""
+
+    def spilt(one: Schedule) -> int:
+        texts = texts_of(one)
+        return kernel.spilt(texts[0], *_arguments(texts, one, analysis, sizes, p, given, like), one.how)
+
+    found = spilt(s)
+    return s if found <= schedule.SPILT or spilt(fewer) >= found else fewer
+
+
+def _arguments(
+    texts: Sequence[Text], s: Schedule, analysis: Analysis, sizes: Sizes, p: Precision, given: dict[str, Any],
+    like: Tensor,
+) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
+    """What the kernels take: arguments by name, and what is compiled in."""
+    tile = {"BM": s.rows, "BH": s.H, "BP": s.P, "BK": s.depth, "SPLIT": s.split, "TILES": s.tiles}
+    constants = kernel.constants_of(p.low, p.full, not like.is_cuda, H=sizes.H, P=sizes.P, **tile)
+    constants["PRECISION"] = p.float32
+    arguments: dict[str, Any] = {"T": sizes.T, "B": sizes.B, "begin": 0, "end": sizes.T, "start": 0, **given}
+    arguments |= tables(texts, analysis, sizes, p, like)
+    if s.mode == "together":
+        counters = -(-sizes.B // s.rows) * 32
+        arguments["arrivals"] = torch.zeros(counters, dtype=torch.int32, device=like.device)
+    return arguments, constants
 
 
 def tables(texts: Sequence[Text], analysis: Analysis, sizes: Sizes, p: Precision, like: Tensor) -> dict[str, Tensor]:

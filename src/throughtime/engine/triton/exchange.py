@@ -23,9 +23,9 @@ class Exchange(Products):
                 for v in found:
                     self.name[v] = f"v{v}"
                 table = self.name[source] if self.form.mode == "alone" else self.param(exchange(source, mean))
-                rows = "" if self.form.mode == "alone" else "(r + (step % 2) * B64)"
+                rows = "" if self.form.mode == "alone" else "({r} + (step % 2) * B64)"
                 if mean:
-                    self.mean(f"v{found[0]}", table, w, rows)
+                    self.mean(f"v{found[0]}", table, w, rows.format(r="r"))
                     continue
                 jobs = [(f"v{v}", self._matrix(v, matrices)) for v in found]
                 self.products(table, jobs, rows, f"{w}@0")

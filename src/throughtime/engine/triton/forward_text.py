@@ -68,7 +68,7 @@ class _Forward(Exchange):
             for k in xs:
                 self.put(f"x{k} = q{k}")
         if 0 in stages and products:
-            rows = "" if self.form.mode == "alone" else "(r + ((step + 1) % 2) * B64)"
+            rows = "" if self.form.mode == "alone" else "({r} + ((step + 1) % 2) * B64)"
             source = "s0" if self.form.mode == "alone" else self.param(RECURRENT)
             self.products(source, products, rows, f"{self.form.first}@0")
         elif self.recurrent and phase:

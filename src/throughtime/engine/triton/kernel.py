@@ -6,10 +6,11 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import linecache
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -64,18 +65,25 @@ def constants_of(low: torch.dtype, full: torch.dtype, interpreted: bool, **sizes
     return {**sizes, **{k: getattr(tl, LINES[v]) for k, v in dtypes.items()}}
 
 
+class How(NamedTuple):
+    """How a kernel is compiled and launched, by the names that Triton has for it.
+
+    maxnreg: registers that a thread may have; without it the assembler guesses how many programs should share a
+    multiprocessor, and where its guess is high it spills what there is room for.
+    """
+
+    num_warps: int
+    num_stages: int
+    launch_cooperative_grid: bool = False
+    maxnreg: int | None = None
+
+
 def launch(
-    text: Text,
-    grid: tuple[int, int],
-    arguments: Mapping[str, Any],
-    constants: Mapping[str, Any],
-    warps: int,
-    stages: int,
-    cooperative: bool = False,
+    text: Text, grid: tuple[int, int], arguments: Mapping[str, Any], constants: Mapping[str, Any], how: How
 ) -> None:
     """Runs a kernel on the current stream of its tensors' device, or, for tensors in main memory, interpreted.
 
-    Raises BackendError where the device has not room enough for the kernel.
+    Raises BackendError where the device has not room enough for the kernel, and where there is no C compiler.
     """
     values = [arguments[p] for p in text.params]
     fixed = {c: constants[c] for c in CONSTANTS}
@@ -83,25 +91,51 @@ def launch(
     if device.type != "cuda":
         interpret(text, grid, values, fixed)
         return
+    with _told(text, grid), torch.cuda.device(device):
+        compiled(text)[grid](*values, **fixed, **how._asdict())
+
+
+def spilt(text: Text, arguments: Mapping[str, Any], constants: Mapping[str, Any], how: How) -> int:
+    """Bytes that a thread of a kernel keeps in memory for want of registers, as compiled for the device of its tensors.
+
+    A very large number for a kernel that the device has no room for. Its launch after that compiles nothing anew.
+    """
+    from triton.runtime.errors import OutOfResources
+
+    values = [arguments[p] for p in text.params]
+    device = next(v.device for v in values if isinstance(v, Tensor))
+    fixed = {c: constants[c] for c in CONSTANTS}
+    with _told(text, (1, 1)), torch.cuda.device(device):
+        made = compiled(text).warmup(*values, grid=(1,), **fixed, **how._asdict())
+        if not hasattr(made, "_init_handles"):
+            return 0  # a Triton that does not say it: the first schedule stays
+        try:
+            made._init_handles()  # which loads it; only then does the driver know
+        except OutOfResources:
+            return sys.maxsize
+    return 4 * made.n_spills
+
+
+@contextmanager
+def _told(text: Text, grid: tuple[int, int]) -> Iterator[None]:
+    """Says what to do where the machine lacks something that a launch needs."""
     from triton.runtime.errors import OutOfResources
 
     try:
-        with torch.cuda.device(device):
-            how = {"num_warps": warps, "num_stages": stages, "launch_cooperative_grid": cooperative}
-            compiled(text)[grid](*values, **fixed, **how)
-    except OutOfResources as err:
-        raise _refused(text, grid, err) from None
-    except RuntimeError as err:
-        if "[CUDA]" not in str(err) or not any(word in str(err) for word in ("cooperative", "out of memory")):
+        yield
+    except (OutOfResources, RuntimeError) as err:
+        if "C compiler" in str(err):
+            raise BackendError(
+                f"Triton compiles a few lines of C for a kernel's launch ({str(err).splitlines()[0]}); "
+                'install gcc or clang, or choose backend="torch"'
+            ) from None
+        room = "[CUDA]" in str(err) and any(word in str(err) for word in ("cooperative", "out of memory"))
+        if not room and not isinstance(err, OutOfResources):
             raise
-        raise _refused(text, grid, err) from None
-
-
-def _refused(text: Text, grid: tuple[int, int], err: Exception) -> BackendError:
-    return BackendError(
-        f"the GPU has not room enough for the kernel {text.name} on {grid[0]} x {grid[1]} programs ({err}); "
-        'choose backend="torch"'
-    )
+        raise BackendError(
+            f"the GPU has not room enough for the kernel {text.name} on {grid[0]} x {grid[1]} programs ({err}); "
+            'choose backend="torch"'
+        ) from None
 
 
 def interpret(text: Text, grid: Sequence[int], values: Sequence[Any], fixed: Mapping[str, Any]) -> None:

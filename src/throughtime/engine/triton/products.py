@@ -62,18 +62,39 @@ class Products(Writer):
 
     def products(self, source: str, jobs: Sequence[tuple[str, Weight]], rows: str, width: str) -> None:
         """Sums over all units of a value: `source` is the value itself, or, where programs share the units, the
-        table it was written to, whose rows are `rows` and whose width and offset are `width` ("width@offset")."""
-        self.partial_products(source, jobs, rows, width)
-        for target, _ in jobs:
-            self.join(target)
+        table it was written to, whose rows are `rows` and whose width and offset are `width` ("width@offset").
+
+        rows: says `{r}` for the rows of the program, which may be multiplied in parts, so that a thread has fewer sums
+        at a time.
+        """
+        n = self.form.parts
+        if n == 1:
+            self.partial_products(source, jobs, rows.format(r="r"), width)
+        for p in range(n if n > 1 else 0):
+            self.partial_products(source, [(f"{t}p{p}", m) for t, m in jobs], rows.format(r=f"r{p}"), width, str(p))
+            for target, _ in jobs:
+                self.join(f"{target}p{p}")
+        for target, m in jobs:
+            if n == 1:
+                self.join(target)
+            else:
+                whole = _one_below_the_other([f"{target}p{p}" for p in range(n)])
+                self.put(f"{target} = tl.reshape({whole}, [BM, B{m.n}])")
 
     def join(self, target: str) -> None:
         """Adds up the parts of a sum that several groups of threads have worked out."""
         if self.form.split > 1:
+            places = f"tl.arange(0, {target}.shape[1])[None, :]"
             self.put(f"{target} = tl.reduce({target}, 0, tl.standard._sum_combine)")
+            # Every group of threads now has all sums. Gathered as they stand they are shared out among the groups;
+            # without it the whole step would be worked out by each.
+            self.put(f"{target} = tl.gather({target}, tl.broadcast_to({places}, {target}.shape), 1)")
 
-    def partial_products(self, source: str, jobs: Sequence[tuple[str, Weight]], rows: str, width: str) -> None:
-        """The same before the parts are added up."""
+    def partial_products(
+        self, source: str, jobs: Sequence[tuple[str, Weight]], rows: str, width: str, part: str = "", more: bool = False
+    ) -> None:
+        """The same before the parts of a sum are added up, of all rows or of one part of them; more: added to what is
+        there."""
         k = jobs[0][1].k
         if self.form.mode == "alone":
             # What stands beyond the last unit may be anything, a NaN too: it must not enter a sum.
@@ -81,27 +102,31 @@ class Products(Writer):
             low = self.fresh("low")
             self.put(f"{low} = {block}.to(LOW).to(DOT)")
             for target, m in jobs:
-                self.put(f"{target} = {self.dot(low, m.name + '_0', None)}")
+                self.put(f"{target} = {self.dot(low, m.name + '_0', target if more else None)}")
             return
         stride, offset = width.split("@")
         split, held = self.form.split > 1, self.form.held
-        for target, m in jobs:
-            self.put(f"{target} = tl.full([{'SPLIT, ' * split}BM, B{m.n}], 0.0, CT)")
+        high = f"BM // {self.form.parts}" if part else "BM"
+        for target, m in [] if more else jobs:
+            self.put(f"{target} = tl.full([{'SPLIT, ' * split}{high}, B{m.n}], 0.0, CT)")
         if not held:
             self.put(f"for c in range(0, ({k} + BK - 1) // BK):")
             self.depth += 1
         for c in range(self._chunks(k)) if held else ["c"]:
             terms = f"{self._terms(k, str(c))}[{':, None, :' if split else 'None, :'}]"
-            row, mine = ("[None, :, None]", "rm[None, :, None]") if split else ("[:, None]", "rm[:, None]")
-            at = f"{source} + ({rows}{row} * {stride} + {offset} + {terms})"
+            row = "[None, :, None]" if split else "[:, None]"
+            mine = f"rm{part}{row}"
+            # What changes from chunk to chunk stands apart, in 64 bits: one address then serves all of them.
+            first = f"{'oS' if split else 'oK'}[{':, None, :' if split else 'None, :'}]"
+            at = f"{source} + ({rows}{row} * {stride} + {first} + ({offset} + {c} * BK))"
             mask = f"{mine} & ({terms} < {k})"
-            part = self.fresh("part")
-            self.put(f"{part} = tl.load({at}, mask={mask}, other=0, cache_modifier='.cg').to(DOT)")
+            some = self.fresh("some")
+            self.put(f"{some} = tl.load({at}, mask={mask}, other=0, cache_modifier='.cg').to(DOT)")
             for target, m in jobs:
                 factor = f"{m.name}_{c}"
                 if not held:
                     self._read_weight(m, factor, "c")
-                self.put(f"{target} = {self.dot(part, factor, target)}")
+                self.put(f"{target} = {self.dot(some, factor, target)}")
         if not held:
             self.depth -= 1
 
@@ -143,6 +168,15 @@ class Products(Writer):
     def needs(self, m: Weight, phase: int) -> bool:
         products = [v for v in self.analysis.whole_rows(phase) if self.analysis.op(v).name != "mean"]
         return any(m.name == matrix_name(*self.analysis.matrix(v)) for v in products)
+
+
+def _one_below_the_other(parts: Sequence[str]) -> str:
+    """Tiles [n, N] put together, [parts, .., n, N] or the like, which is [parts * n, N] in memory's order."""
+    levels = 0
+    while len(parts) > 1:
+        parts = [f"tl.join({a}, {b})" for a, b in zip(parts[: len(parts) // 2], parts[len(parts) // 2 :], strict=True)]
+        levels += 1
+    return f"tl.permute({parts[0]}, ({', '.join(map(str, [*range(2, 2 + levels), 0, 1]))}))"
 
 
 def matrix_name(j: int, plain: bool) -> str:

@@ -7,8 +7,10 @@ from functools import lru_cache
 
 import torch
 
-# What one program may hold of the weights: half of the 256 KiB of registers that a multiprocessor has, and no more
-# than its shared memory takes in beside the states, for that is where they pass through.
+from throughtime.engine.triton.kernel import How
+
+# What one program may hold of the weights: Triton keeps them in shared memory, which also takes in what passes between
+# threads on the way.
 ON_CHIP = 128 * 1024
 BESIDE = 32 * 1024
 # No program has fewer rows or units than a tile of the tensor cores.
@@ -18,6 +20,12 @@ MOST_ROWS = 64
 PLAIN = 64
 # Numbers in a tile of a map whose products torch has done.
 TILE = 1024
+# Registers of a thread for sums that are worked out at a time, of the 255 that it may have.
+SUMS = 64
+MOST_REGISTERS = 255
+# Bytes that a thread may keep in memory for want of registers before fewer rows are tried. As many of 256 threads are
+# 32 KiB, written and read within 512 clocks of a step; a second launch takes all steps once more.
+SPILT = 128
 # The tile of a scan.
 STEPS, UNITS = 64, 32
 
@@ -29,7 +37,8 @@ class Schedule:
     mode:  "alone", "together", "stepwise" as in `writer.Form`, or "scan".
     rows:  sequences a program; H and P: units a program; depth: how many terms a product reads at a time.
     tiles: programs that share a row; batch: tiles of rows launched at once; held: weights stay on chip; warps: of 32;
-    split: into how many parts a sum is cut, one for each warp, where a tile has too few units for all of them.
+    split: into how many parts a sum is cut, one for each warp, where a tile has too few units for all of them;
+    parts: in how many parts the rows of a program are multiplied, so that no thread has more than SUMS sums at a time.
     """
 
     mode: str
@@ -42,12 +51,19 @@ class Schedule:
     held: bool
     warps: int
     split: int = 1
+    parts: int = 1
 
     @property
     def stages(self) -> int:
         """How many rounds of a loop Triton may read ahead. In a loop over steps none: what another program writes at
         a barrier must not be read before it. Within a step, weights that are not held."""
         return 1 if self.held else 3
+
+    @property
+    def how(self) -> How:
+        """How its kernels are compiled and launched. What goes through all steps has a multiprocessor for itself."""
+        registers = MOST_REGISTERS if self.mode in ("alone", "together") else None
+        return How(self.warps, self.stages, self.mode == "together" and self.tiles > 1, registers)
 
     def chunks(self, H: int, P: int) -> tuple[int, int]:
         """Into how many parts a sum over H and over P units is cut where it is not one."""
@@ -73,7 +89,7 @@ def choose(
 
     1. States that are carried on linearly, each by itself, are scanned over chunks of time.
     2. Without exchange each program has some units and waits for nobody: "alone".
-    3. Where all weights fit into one program's registers (ON_CHIP), it has all units: "alone". In float32 a product of
+    3. Where one program can hold all weights (ON_CHIP), it has all units: "alone". In float32 a product of
        more than PLAIN terms is cut, for which the program writes its states out: "together", with nobody.
     4. Else units are shared by the fewest programs that can hold the weights, if all programs can be on the device at
        once, which a cooperative launch guarantees: "together". Weights that no such number of programs can hold are
@@ -116,7 +132,21 @@ def _choose(
     mode = "together" if meets and tiles <= room else "stepwise"
     batch = min(_parts(B, rows), at_once) if mode == "together" else _parts(B, rows)
     split = 8 if mode == "together" and min(tile, least) < 64 and depth >= 8 * LEAST else 1
-    return Schedule(mode, rows, tile, least, depth, tiles, batch, held and mode == "together", 8, split)
+    parts = 1
+    while rows // parts > LEAST and weights * (rows // parts) * max(tile, least) * split > SUMS * 8 * 32:
+        parts *= 2
+    return Schedule(mode, rows, tile, least, depth, tiles, batch, held and mode == "together", 8, split, parts)
+
+
+def with_least_rows(s: Schedule, B: int, device: torch.device) -> Schedule | None:
+    """The schedule with as few sequences a program as there can be, for what a thread has no registers for; it may take
+    more launches. None where there are no fewer."""
+    if s.rows == LEAST or not s.held or s.mode not in ("alone", "together"):
+        return None
+    batch = tiles = _parts(B, LEAST)
+    if s.mode == "together":
+        batch = min(tiles, max(1, programs_at_once(device) // s.tiles))
+    return replace(s, rows=LEAST, batch=batch, parts=1)
 
 
 def choose_map(R: int, H: int, P: int, weights: int, size: int, device: torch.device) -> Schedule:

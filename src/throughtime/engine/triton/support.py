@@ -62,6 +62,33 @@ def refusal(x: Tensor, W: Tensor, U: Tensor, matrices: Sequence[Tensor], states:
     return None if why is None else f"the backend 'triton' cannot run this: {why}"
 
 
+def rounds_to_tf32() -> bool:
+    """Whether torch lets its own float32 products on a GPU be rounded to tf32."""
+    # `allow_tf32` says the same, but raises where a user has set it by this, the newer name.
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Torch's products of float32 numbers as such, whatever the setting for training."""
+    if not rounds_to_tf32():
+        yield
+        return
+    matmul = torch.backends.cuda.matmul
+    try:
+        by_old_name = matmul.allow_tf32
+    except RuntimeError:  # set by the new one
+        by_old_name = False
+    matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        if by_old_name:
+            matmul.allow_tf32 = True
+        else:
+            matmul.fp32_precision = "tf32"
+
+
 @contextmanager
 def no_room(x: Tensor) -> Iterator[None]:
     """Says what to do where the device's memory is spent."""

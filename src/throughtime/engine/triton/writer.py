@@ -20,6 +20,9 @@ class Form:
     held:      whether the weights are read once, before the steps, or anew at each step.
     truncated: whether the product with U passes no gradient.
     split:     into how many parts each sum is cut besides, one for each group of threads; for tiles of few units.
+    parts:     in how many parts, one after the other, the rows of a program are multiplied.
+    sums:      into how many sums the products with U are added up on the way back: a thread has all of them at a time,
+               and one alone, of few rows, would wait for itself.
     """
 
     mode: str
@@ -31,6 +34,8 @@ class Form:
     held: bool = True
     truncated: bool = False
     split: int = 1
+    parts: int = 1
+    sums: int = 2
 
     @property
     def first(self) -> str:
@@ -94,6 +99,9 @@ class Writer:
             "r = (pm * BM + tl.arange(0, BM)).to(tl.int64)",
             "rm = r < B",
         )
+        for p in range(self.form.parts if self.form.parts > 1 else 0):
+            n = f"(BM // {self.form.parts})"
+            self.put(f"r{p} = (pm * BM + {p} * {n} + tl.arange(0, {n})).to(tl.int64)", f"rm{p} = r{p} < B")
         for w in "H" if self.form.square else "HP":
             self.put(f"o{w} = pn * B{w} + tl.arange(0, B{w})", f"m{w} = o{w} < {w}")
             self.put(f"k{w} = rm[:, None] & m{w}[None, :]")

@@ -5,6 +5,7 @@ import math
 import os
 
 import pytest
+import torch
 
 import throughtime as tt
 from tests.diagnosis.watched import Net, train
@@ -94,7 +95,8 @@ def test_a_full_disk_does_not_stop_the_training(path, monkeypatch):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_process_that_is_forked_off_does_not_watch(path):
-    model = Net()
+    model, threads = Net(), torch.get_num_threads()
+    torch.set_num_threads(1)  # OpenMP's threads do not come along in a fork, and a child of torch's would wait for them
     with tt.watch(model, math.inf, path) as w:
         train(model, 1)
         child = os.fork()
@@ -108,6 +110,7 @@ def test_a_process_that_is_forked_off_does_not_watch(path):
                 os._exit(code)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         train(model, 1)
+    torch.set_num_threads(threads)
     found = read_history(path)
     assert [r.step for r in found.records] == [1, 2] and found.ended
 

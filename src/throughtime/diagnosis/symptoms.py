@@ -85,8 +85,8 @@ def _contraction(m: Measured) -> Iterator[Finding]:
         far = LEFT / -largest if largest > -math.inf else 0.0
         yield Finding(
             "note", "contracts", m.where, f"it contracts: the largest Lyapunov exponent is {largest:.3g} nats a step",
-            f"On these inputs a change of the state shrinks by a factor of {factor:.3g} a step, to 1 % in {steps(far)}; "
-            "the gradient with it.", "", largest, "nats a step",
+            f"On these inputs a change of the state shrinks by a factor of {factor:.3g} a step, to 1 % in {steps(far)};"
+            " the gradient with it.", "", largest, "nats a step",
         )  # fmt: skip
     elif largest > 0.01:
         yield Finding(

@@ -119,7 +119,7 @@ class Cycle(Watched, taps.Listener):
         step.seconds = self.budget.elapsed
         self._settle(at_the_end=True)  # one whose step was still to come, gradients being gathered
         if not self._to_measure:
-            step.expected = self.pace.looks.guess(step, lasted)
+            step.expected = self.pace.guessed = self.pace.looks.guess(step, lasted)
         step.spent = before + self.budget.clock() - began
         self.pace.caught(step.spent, self._to_measure)
         if self._to_measure:

@@ -29,6 +29,7 @@ class Pace:
         self.budget = budget
         self.looks = Looks(budget.clock)
         self.measured = 0
+        self.guessed = 0.0  # seconds that the first measurement may take
         self._catches: list[float] = []  # the last few, seconds each
         self._catching = 0.0  # all that were not measured where they were caught, the first one aside
         self._only = False  # whether the last one was such
@@ -53,13 +54,17 @@ class Pace:
         each = self._catch()
         share = (self._catching + each) / (CATCHING * self.budget.share) - self.budget.training
         later = LATER * self._at - self.budget.training
-        return max(share, later, self.budget.wait(each + self.reserve))
+        fits = self.budget.wait(each + self.reserve)
+        if not self.measured:  # what is guessed may be far too much: half of the share is enough for it
+            fits = min(fits, self.budget.wait(2 * each + self.budget.watching))
+        return max(share, later, fits)
 
     @property
     def reserve(self) -> float:
-        """Seconds that are kept for the last measurement: those of the smallest, until there were several."""
+        """Seconds that are kept for the last measurement: those of the smallest, until there were several, and before
+        the first what it is guessed to take."""
         if not self.measured:
-            return 0.0
+            return self.guessed
         return self.looks.expected(-1 if self.measured > 1 else 0)
 
     def caught(self, seconds: float, to_measure: bool = False) -> None:

@@ -55,8 +55,8 @@ class Pace:
         share = (self._catching + each) / (CATCHING * self.budget.share) - self.budget.training
         later = LATER * self._at - self.budget.training
         fits = self.budget.wait(each + self.reserve)
-        if not self.measured:  # what is guessed may be far too much: half of the share is enough for it
-            fits = min(fits, self.budget.wait(2 * each + self.budget.watching))
+        if not self.measured:  # what is guessed may be far too much: two thirds of the share are enough for it
+            fits = min(fits, self.budget.wait(3 * each + 2 * self.budget.watching))
         return max(share, later, fits)
 
     @property

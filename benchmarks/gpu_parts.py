@@ -155,6 +155,6 @@ def passes(
 def furthest(ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> float:
     """The largest difference, as a share of the largest number of the tensor it is in."""
     return max(
-        float((a.double() - b.double()).abs().max() / b.double().abs().max().clamp(min=1e-30))
+        float((a.double() - b.double()).detach().abs().max() / b.detach().double().abs().max().clamp(min=1e-30))
         for a, b in zip(ours, theirs, strict=True)
     )

@@ -23,6 +23,18 @@ class Arrived(NamedTuple):
     values: list[Tensor] | None
 
 
+class Asked(NamedTuple):
+    """What is sent back: see `Ready.send_back`."""
+
+    loss_steps: Sequence[int]
+    direct: Sequence[Tensor | None] | None
+    above: Sequence[Tensor | None] | None
+    want_dx: bool
+    input_slope: Tensor | None
+    want_values: bool
+    each: bool
+
+
 class Ready(ABC):
     """A pass made ready by a backend: the gradients of many losses can be sent back through it, side by side."""
 
@@ -35,37 +47,17 @@ class Ready(ABC):
         want_dx: bool = False,
         input_slope: Tensor | None = None,
         want_values: bool = False,
+        each: bool = False,
     ) -> Arrived:
         """Follows some loss steps t, each alone.
 
         direct: what enters each state at step t, [T, B, .]; only what stands at the loss steps counts.
         above:  what enters each state at every step from every row, [rows, T, B, .].
         input_slope: the derivative of the cell's map of x before W, [T, B, D].
+        each:   the sizes of each sequence by itself.
         """
-        return self._send(loss_steps, direct, above, want_dx, input_slope, want_values, False)
-
-    def send_each_back(
-        self,
-        loss_steps: Sequence[int],
-        direct: Sequence[Tensor | None] | None,
-        above: Sequence[Tensor | None] | None = None,
-        *,
-        want_dx: bool = False,
-        input_slope: Tensor | None = None,
-        want_values: bool = False,
-    ) -> Arrived:
-        """The same with the sizes of each sequence by itself: [1 + S, B, rows, T]."""
-        return self._send(loss_steps, direct, above, want_dx, input_slope, want_values, True)
+        return self._send(Asked(loss_steps, direct, above, want_dx, input_slope, want_values, each))
 
     @abstractmethod
-    def _send(
-        self,
-        loss_steps: Sequence[int],
-        direct: Sequence[Tensor | None] | None,
-        above: Sequence[Tensor | None] | None,
-        want_dx: bool,
-        input_slope: Tensor | None,
-        want_values: bool,
-        each: bool,
-    ) -> Arrived:
-        """What both do; each: the sizes of each sequence by itself."""
+    def _send(self, asked: Asked) -> Arrived:
+        """What the backend's kernels do for it."""

@@ -95,8 +95,9 @@ def send(
     names = ("z", *r.cell.states)
     slope = r.input_slope if want_dx else None
     direct = [None] * S if entering.summed else direct
-    go = ready.send_each_back if by_sample else ready.send_back
-    found = go(rows, direct, above, want_dx=want_dx, input_slope=slope, want_values=want_values)
+    found = ready.send_back(
+        rows, direct, above, want_dx=want_dx, input_slope=slope, want_values=want_values, each=by_sample
+    )
     values = None if found.values is None else dict(zip(names, found.values, strict=True))
     return Sent(rows, dict(zip(names, found.sizes, strict=True)), found.dx, values)
 

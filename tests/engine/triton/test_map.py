@@ -103,7 +103,7 @@ def test_each_sequence_by_itself(mode, monkeypatch):
     by(monkeypatch, mode)
     p = given("lstm", 4, 3, 2, 5, lengths=True, reverse=True)
     ready, _ = made_ready(p)
-    whole, each = (go([3, 1], p.d_sequences, want_values=True) for go in (ready.send_back, ready.send_each_back))
+    whole, each = (ready.send_back([3, 1], p.d_sequences, want_values=True, each=each) for each in (False, True))
     wanted = torch.stack([v.norm(dim=3).permute(2, 0, 1) for v in whole.values])
     torch.testing.assert_close(each.sizes, wanted, rtol=1e-12, atol=1e-15)
 

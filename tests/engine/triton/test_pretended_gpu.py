@@ -107,7 +107,7 @@ def test_a_map(name, mode, launched, monkeypatch):
         assert ready.kept.device == GPU and ready.kept.dtype == dtype
         found = ready.send_back([1, 3], p.d_sequences, want_dx=True, want_values=True)
         assert found.sizes.device == found.dx.device == GPU and found.dx.shape == (2, 4, 3, 5)
-        assert ready.send_each_back([2], p.d_sequences).sizes.shape[:2] == (1 + len(p.states), 3)
+        assert ready.send_back([2], p.d_sequences, each=True).sizes.shape[:2] == (1 + len(p.states), 3)
     assert launched
 
 

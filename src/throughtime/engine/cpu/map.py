@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from throughtime.cells import Column
-from throughtime.engine.arrived import Arrived, Ready
+from throughtime.engine.arrived import Arrived, Asked, Ready
 from throughtime.engine.cpu import library, plan
 from throughtime.engine.cpu.backend import refusal
 from throughtime.engine.cpu.call import addresses
@@ -73,16 +73,8 @@ class Prepared(Ready):
     D: int
     multiplications: int  # that a row of one sequence takes a step
 
-    def _send(
-        self,
-        loss_steps: Sequence[int],
-        direct: Sequence[Tensor | None] | None,
-        above: Sequence[Tensor | None] | None,
-        want_dx: bool,
-        input_slope: Tensor | None,
-        want_values: bool,
-        each: bool,
-    ) -> Arrived:
+    def _send(self, asked: Asked) -> Arrived:
+        loss_steps, direct, above, want_dx, input_slope, want_values, each = asked
         T, B, S = self.T, self.B, len(self.states)
         starts = list(loss_steps) if above is None else self._starts(loss_steps, direct, above)
         order = sorted(range(len(loss_steps)), key=lambda i: starts[i], reverse=not self.reverse)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from throughtime.engine.arrived import Arrived, Ready
+from throughtime.engine.arrived import Arrived, Asked, Ready
 from throughtime.engine.linear import LinearStep, laid_out, linear_step
 from throughtime.engine.tape import Tape
 from throughtime.engine.torch_backend import column_runs
@@ -55,7 +55,8 @@ class Prepared(Ready):
         """The width of each state."""
         return [self.P, *[self.H] * (len(self.step.totals) - 1)]
 
-    def _send(self, loss_steps, direct, above, want_dx, slope, want_values, each) -> Arrived:
+    def _send(self, asked: Asked) -> Arrived:
+        loss_steps, direct, above, want_dx, slope, want_values, each = asked
         T, B, S, N = self.T, self.B, len(self.states), len(loss_steps)
         like = self.kept
         direct, above = ([None] * S if g is None else [_plain(v) for v in g] for g in (direct, above))

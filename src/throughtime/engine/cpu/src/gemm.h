@@ -152,6 +152,18 @@ template <class T, bool TURNED, bool PAIRS> TileKernel<T> tile_kernel(int rows, 
     }
 }
 
+// C from row m on; `adding`: to the sums that earlier blocks left there.
+template <class T> TT_INLINE Target<T> from_row(Target<T> C, int m, bool adding) {
+    C.c += m * C.row;
+    if (adding) {
+        C.in = C.c;
+        C.in_row = C.row;
+    } else if (C.in) {
+        C.in += m * C.in_row;
+    }
+    return C;
+}
+
 // Rows of any number against one panel [K, vectors * lanes]: even tiles, and the sum in blocks that stay in the
 // second-level cache where the panel is used more than once.
 template <class T, bool TURNED, bool PAIRS>
@@ -169,14 +181,7 @@ void times_panel(int M, int K, Left<T> A, const T* panel, int vectors, Target<T>
         Fetch<T> fetch = {b + ahead * width, lanes<T>, width};
         for (int i = 0, m = 0; i < tiles; i++) {
             const int rows = least_rows + (i < more);
-            Target<T> c = C;
-            c.c += m * C.row;
-            if (k) {
-                c.in = c.c;
-                c.in_row = C.row;
-            } else if (C.in) {
-                c.in += m * C.in_row;
-            }
+            const Target<T> c = from_row(C, m, k > 0);
             (i < more ? large : small)(kc, {A.a + m * A.row + k * A.col, A.row, A.col}, b, c, fetch);
             // The first tile has brought this block of B; the others bring what follows it, a line at each k.
             if (i == 0) fetch = {b + (long)kc * width, 0, lanes<T>};

@@ -165,14 +165,7 @@ template <class T> void times_panel_on_tiles(int M, int K, Left<T> A, const T* p
         const T* b = panel + (long)k * width;
         if (whole < kc) tail.copy_b(b + (long)whole * width, kc - whole, width);
         for (int m = 0; m < M; m += most_rows) {
-            Target<T> c = C;
-            c.c += m * C.row;
-            if (k) {
-                c.in = c.c;
-                c.in_row = C.row;
-            } else if (C.in) {
-                c.in += m * C.in_row;
-            }
+            const Target<T> c = from_row(C, m, k > 0);
             tile_row(least(most_rows, M - m), kc, {A.a + m * A.row + k, A.row, 1}, b, vectors, tail, c);
         }
     }
